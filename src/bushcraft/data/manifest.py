@@ -1,0 +1,133 @@
+"""The manifest of a data set: tokenizer, splits, packs. Its BLAKE3 is the data set's identity.
+
+The manifest is a JSON object in the depot. The packs of a split are a binary table of 104 bytes a pack
+(another object), so that opening 80,000 packs (20 TB) is one read of 8 MB, not a parse. The reference
+`datasets/NAME` says which manifest a name means today; a run remembers the manifest, not the name.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bushcraft.errors import DataError
+from bushcraft.store.depot import Depot
+from bushcraft.store.pack import PackEntry
+
+VERSION = 1
+_TABLE_DTYPE = np.dtype(
+    [
+        ("object", "S32"),
+        ("footer", "S32"),
+        ("n_bytes", "<u8"),
+        ("footer_bytes", "<u8"),
+        ("n_tokens", "<u8"),
+        ("n_documents", "<u8"),
+        ("n_text_bytes", "<u8"),
+    ]
+)
+_HASHES = ("object", "footer")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The packs of one split (train, heldout) and their totals; `table` is the object that lists them."""
+
+    table: str
+    n_packs: int
+    n_tokens: int
+    n_documents: int
+    n_text_bytes: int
+
+
+@dataclass(frozen=True)
+class DatasetManifest:
+    """Everything that identifies a data set; locations are no part of it."""
+
+    name: str
+    tokenizer: str
+    """Object name of the tokenizer.json."""
+    fingerprint: str
+    """BLAKE3 of the canonical tokenizer.json: the same tokens for the same text."""
+    vocab_size: int
+    separator_id: int
+    """The token in front of each document."""
+    itemsize: int
+    """Bytes of a token id in the packs: 2 or 4."""
+    splits: dict[str, Split]
+    baselines: dict[str, float] = field(default_factory=dict)
+    """Bits per byte of other compressors on the held-out documents."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the builder wants to tell; no code depends on it."""
+
+
+def split_from_packs(depot: Depot, packs: Iterable[PackEntry]) -> Split:
+    """Store the table of `packs`, in their order."""
+    packs = list(packs)
+    table = np.zeros(len(packs), _TABLE_DTYPE)
+    for column in _TABLE_DTYPE.names or ():
+        values = [getattr(pack, column) for pack in packs]
+        table[column] = [bytes.fromhex(v) for v in values] if column in _HASHES else values
+    return Split(
+        table=depot.put_bytes(table.tobytes()),
+        n_packs=len(packs),
+        n_tokens=sum(p.n_tokens for p in packs),
+        n_documents=sum(p.n_documents for p in packs),
+        n_text_bytes=sum(p.n_text_bytes for p in packs),
+    )
+
+
+class PackTable:
+    """The packs of a split as columns; row i is made an entry only when asked for."""
+
+    def __init__(self, depot: Depot, split: Split) -> None:
+        self._table = np.frombuffer(depot.read(split.table), _TABLE_DTYPE)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> PackEntry:
+        row = self._table[index]
+        # numpy strips trailing NULs of byte strings: pad the hashes to their 32 bytes again.
+        return PackEntry(
+            *(row[c].ljust(32, b"\0").hex() if c in _HASHES else int(row[c]) for c in _TABLE_DTYPE.names or ())
+        )
+
+    @property
+    def n_tokens(self) -> NDArray[np.int64]:
+        """Tokens of each pack, (n_packs,)."""
+        return self._table["n_tokens"].astype(np.int64)
+
+
+def write_manifest(depot: Depot, manifest: DatasetManifest) -> str:
+    """Store the manifest and make `datasets/NAME` mean it; its object name. All packs must be in the depot."""
+    document = {"format": "bushcraft-dataset", "version": VERSION, **asdict(manifest)}
+    name = depot.put_bytes(json.dumps(document, indent=1, sort_keys=True).encode())
+    depot.publish(f"datasets/{manifest.name}", name)
+    return name
+
+
+def read_manifest(depot: Depot, name_or_root: str) -> tuple[str, DatasetManifest]:
+    """The data set of that name, or whose manifest is that object: (object name, manifest).
+
+    Errors: `DataError` if there is none or it is of a later version; `CorruptObjectError`.
+    """
+    root = name_or_root if len(name_or_root) == 64 else depot.latest(f"datasets/{name_or_root}")
+    if root is None:
+        known = ", ".join(ref.removeprefix("datasets/") for ref in depot.refs("datasets")) or "none"
+        raise DataError(
+            f"there is no data set {name_or_root!r} in {depot.root} (known: {known})",
+            f"Build it by `bushcraft data build {name_or_root} PATH…`",
+        )
+    document = json.loads(depot.read(root))
+    if document.pop("format", None) != "bushcraft-dataset":
+        raise DataError(f"object {root} is not a data set", "Name a data set or the object of its manifest")
+    if (version := document.pop("version")) > VERSION:
+        raise DataError(
+            f"data set {name_or_root} has format {version}, this is for {VERSION}", "Install a newer bushcraft"
+        )
+    splits = {name: Split(**split) for name, split in document.pop("splits").items()}
+    return root, DatasetManifest(splits=splits, **document)

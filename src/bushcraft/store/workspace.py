@@ -1,0 +1,56 @@
+"""A store as one machine sees it: its depot, and beside it the work in progress that is not sealed yet.
+
+STORE/depot/       objects and references (`store/depot.py`)
+STORE/runs/NAME/   the live ledger of a run
+STORE/builds/ID/   the journal of a data build
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from bushcraft.errors import StoreError
+from bushcraft.store.depot import Depot
+from bushcraft.store.durable import machine_errors, make_directory
+
+DEFAULT_STORE = "store"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A directory with a depot; `runs` and `builds` hold what is in progress."""
+
+    root: Path
+    depot: Depot
+
+    @classmethod
+    def create(cls, root: Path) -> "Store":
+        """The store at `root`, made if there is none. Errors: `StoreError`."""
+        root = root.absolute()
+        with machine_errors("create", root):
+            for directory in ("runs", "builds"):
+                make_directory(root / directory)
+        return cls(root, Depot.create(root / "depot"))
+
+    @classmethod
+    def open(cls, root: Path) -> "Store":
+        """The store at `root`. Errors: `StoreError` if there is none."""
+        root = root.absolute()
+        if not (root / "depot").is_dir():
+            raise StoreError(
+                f"there is no store at {root}", "Make one by `bushcraft data build`, or name it by --store"
+            )
+        return cls(root, Depot.open(root / "depot"))
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def builds(self) -> Path:
+        return self.root / "builds"
+
+
+def default_store() -> Path:
+    """$BUSHCRAFT_STORE, or `store` in the working directory."""
+    return Path(os.environ.get("BUSHCRAFT_STORE") or DEFAULT_STORE)
