@@ -90,11 +90,9 @@ class PackTable:
         return len(self._table)
 
     def __getitem__(self, index: int) -> PackEntry:
-        row = self._table[index]
-        # numpy strips trailing NULs of byte strings: pad the hashes to their 32 bytes again.
-        return PackEntry(
-            *(row[c].ljust(32, b"\0").hex() if c in _HASHES else int(row[c]) for c in _TABLE_DTYPE.names or ())
-        )
+        row = dict(zip(_TABLE_DTYPE.names or (), self._table[index].item(), strict=True))
+        # numpy strips the trailing NULs of byte strings: pad the hashes to their 32 bytes again.
+        return PackEntry(**{k: v.ljust(32, b"\0").hex() if k in _HASHES else v for k, v in row.items()})
 
     @property
     def n_tokens(self) -> NDArray[np.int64]:

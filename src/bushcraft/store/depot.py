@@ -192,7 +192,7 @@ class Depot:
         """The values (number, object name) of `ref`, newest first; none if there is no such reference."""
         directory = self._ref_directory(ref)
         with machine_errors("read", directory):
-            names = sorted(os.listdir(directory), reverse=True) if directory.is_dir() else []
+            names = sorted((p.name for p in directory.iterdir()), reverse=True) if directory.is_dir() else []
         for value in map(_REF_VALUE.fullmatch, names):
             if value:
                 yield int(value[1]), value[2]

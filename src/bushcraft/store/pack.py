@@ -196,20 +196,22 @@ class PackReader:
         return np.frombuffer(data, self.dtype)[begin - first * per_frame : end - first * per_frame]
 
     @cached_property
-    def _documents(self) -> NDArray[np.uint64]:
+    def _documents(self) -> NDArray[np.int64]:
         """(2, n_documents): first token, text bytes."""
         section = self._section("documents", self._documents_begin)
-        return np.frombuffer(section, "<u8").reshape(2, -1)
+        return np.frombuffer(section, "<u8").astype(np.int64).reshape(2, -1)
 
     @property
-    def starts(self) -> NDArray[np.uint64]:
+    def starts(self) -> NDArray[np.int64]:
         """The first token of each document, (n_documents,)."""
-        return self._documents[0]
+        starts: NDArray[np.int64] = self._documents[0]
+        return starts
 
     @property
-    def text_bytes(self) -> NDArray[np.uint64]:
+    def text_bytes(self) -> NDArray[np.int64]:
         """UTF-8 bytes of each document, (n_documents,)."""
-        return self._documents[1]
+        text_bytes: NDArray[np.int64] = self._documents[1]
+        return text_bytes
 
     @cached_property
     def names(self) -> list[str]:

@@ -1,0 +1,158 @@
+"""A run's ledger on disk: appended line by line, sealed into the depot in segments.
+
+The live file is STORE/runs/NAME/ledger.jsonl. Sealing stores the lines since the last seal as one object,
+and a root object that names all segments: {"format", "version", "run", "events", "segments": [{object,
+events}]}. A checkpoint names such a root, so a run's history survives the loss of the machine that wrote it.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from io import BufferedWriter
+from pathlib import Path
+from typing import Any
+
+from bushcraft.errors import RunError, StoreError
+from bushcraft.ledger.events import VERSION, Event, EventType
+from bushcraft.ledger.phases import PhaseClock
+from bushcraft.store.depot import Depot
+from bushcraft.store.durable import machine_errors, make_directory, write_atomically
+
+
+class Ledger:
+    """The ledger of one run, held for writing by one process; `Ledger.open` takes the lock."""
+
+    def __init__(self, path: Path, run: str, depot: Depot, lock: BufferedWriter, events: list[Event]) -> None:
+        self.run = run
+        self.depot = depot
+        self.events = events
+        self.clock = PhaseClock()
+        self.generation = 1 + max((event.generation for event in events), default=-1)
+        self._path = path
+        self._lock = lock
+        self._node = socket.gethostname()
+        self._segments = _read_seals(path.with_name("seals.json"))
+        with machine_errors("write", path):
+            self._file = path.open("ab")
+
+    @classmethod
+    def open(cls, directory: Path, run: str, depot: Depot) -> "Ledger":
+        """The ledger in `directory`, new or continued; a torn last line of a killed process is dropped.
+
+        Errors: `RunError` if another process writes it; `StoreError` if a line in it is damaged.
+        """
+        with machine_errors("write", directory):
+            make_directory(directory)
+            lock = (directory / "lock").open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"run {run!r} is being trained by another process",
+                "Wait for it, stop it, or train under another name by --set run.name=NAME",
+            ) from None
+        path = directory / "ledger.jsonl"
+        with machine_errors("read", path):
+            events = _drop_torn_line(path) if path.exists() else []
+        return cls(path, run, depot, lock, events)
+
+    def append(self, type_: EventType, position: int, durable: bool = False, **data: Any) -> Event:
+        """Write one event; `durable` waits until it is on the disk (a kill never loses more than a torn line)."""
+        event = Event(
+            type=type_,
+            sequence=len(self.events),
+            wall=time.time(),
+            mono=time.monotonic(),
+            generation=self.generation,
+            node=self._node,
+            rank=0,
+            position=position,
+            phases=self.clock.take(),
+            data=data,
+        )
+        with machine_errors("write", self._path):
+            self._file.write(event.to_line())
+            self._file.flush()
+            if durable:
+                os.fsync(self._file.fileno())
+        self.events.append(event)
+        return event
+
+    def seal(self) -> str:
+        """Store all lines since the last seal; the object name of the root over all segments."""
+        sealed = sum(segment["events"] for segment in self._segments)
+        if fresh := self.events[sealed:]:
+            segment = self.depot.put_bytes(b"".join(event.to_line() for event in fresh))
+            self._segments.append({"object": segment, "events": len(fresh)})
+            write_atomically(self._path.with_name("seals.json"), json.dumps(self._segments).encode())
+        root = {
+            "format": "bushcraft-ledger",
+            "version": VERSION,
+            "run": self.run,
+            "events": len(self.events),
+            "segments": self._segments,
+        }
+        return self.depot.put_bytes(json.dumps(root, sort_keys=True).encode())
+
+    def close(self) -> None:
+        """Make the file durable and let another process have the run."""
+        with machine_errors("write", self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        self._lock.close()
+
+
+def read_ledger(directory: Path, run: str) -> list[Event]:
+    """The events of a run that may still be going on (an unfinished last line is left out).
+
+    Errors: `RunError` if there is no such run; `StoreError` if a line is damaged.
+    """
+    path = directory / "ledger.jsonl"
+    with machine_errors("read", path):
+        if not path.exists():
+            raise RunError(f"there is no run {run!r} in {directory.parent}", "`bushcraft run list` shows the runs")
+        return list(_parse(path.read_bytes(), path))
+
+
+def restore_ledger(directory: Path, depot: Depot, root: str) -> None:
+    """Write the live ledger again from the sealed segments that `root` names (the run's directory was lost)."""
+    document = json.loads(depot.read(root))
+    lines = b"".join(depot.read(segment["object"]) for segment in document["segments"])
+    write_atomically(directory / "seals.json", json.dumps(document["segments"]).encode())
+    write_atomically(directory / "ledger.jsonl", lines)
+
+
+def _parse(data: bytes, path: Path) -> Iterator[Event]:
+    for number, line in enumerate(data.splitlines(keepends=True)):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            event = Event.from_line(line)
+        except (ValueError, TypeError) as error:
+            raise StoreError(
+                f"{path} line {number + 1} is damaged: {error}",
+                "Move this run's directory away: the same command restores the ledger from the newest checkpoint",
+            ) from None
+        if event.sequence != number:
+            raise StoreError(f"{path} line {number + 1} is event {event.sequence}: lines are missing", "As above")
+        yield event
+
+
+def _drop_torn_line(path: Path) -> list[Event]:
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    events = list(_parse(whole, path))
+    if len(whole) < len(data):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+            os.fsync(file.fileno())
+    return events
+
+
+def _read_seals(path: Path) -> list[dict[str, Any]]:
+    with machine_errors("read", path):
+        return json.loads(path.read_bytes()) if path.exists() else []
