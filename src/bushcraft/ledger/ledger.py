@@ -21,20 +21,28 @@ from bushcraft.ledger.phases import PhaseClock
 from bushcraft.store.depot import Depot
 from bushcraft.store.durable import machine_errors, make_directory, write_atomically
 
+_RESTORE = "Move this run's directory away: the same command restores the ledger from the newest checkpoint"
+
 
 class Ledger:
     """The ledger of one run, held for writing by one process; `Ledger.open` takes the lock."""
 
-    def __init__(self, path: Path, run: str, depot: Depot, lock: BufferedWriter, events: list[Event]) -> None:
+    def __init__(self, path: Path, run: str, depot: Depot, lock: BufferedWriter, history: list[Event]) -> None:
         self.run = run
         self.depot = depot
-        self.events = events
+        self.history = history
+        """The events of the generations before this one."""
         self.clock = PhaseClock()
-        self.generation = 1 + max((event.generation for event in events), default=-1)
+        self.generation = 1 + max((event.generation for event in history), default=-1)
         self._path = path
         self._lock = lock
         self._node = socket.gethostname()
         self._segments = _read_seals(path.with_name("seals.json"))
+        self._n_events = len(history)
+        sealed = sum(segment["events"] for segment in self._segments)
+        if sealed > len(history):
+            raise StoreError(f"{path} has lost lines: {len(history)} of {sealed}", _RESTORE)
+        self._unsealed = [event.to_line() for event in history[sealed:]]
         with machine_errors("write", path):
             self._file = path.open("ab")
 
@@ -63,7 +71,7 @@ class Ledger:
         """Write one event; `durable` waits until it is on the disk (a kill never loses more than a torn line)."""
         event = Event(
             type=type_,
-            sequence=len(self.events),
+            sequence=self._n_events,
             wall=time.time(),
             mono=time.monotonic(),
             generation=self.generation,
@@ -73,26 +81,30 @@ class Ledger:
             phases=self.clock.take(),
             data=data,
         )
+        line = event.to_line()
         with machine_errors("write", self._path):
-            self._file.write(event.to_line())
+            self._file.write(line)
             self._file.flush()
             if durable:
                 os.fsync(self._file.fileno())
-        self.events.append(event)
+        self._unsealed.append(line)
+        self._n_events += 1
         return event
 
     def seal(self) -> str:
         """Store all lines since the last seal; the object name of the root over all segments."""
-        sealed = sum(segment["events"] for segment in self._segments)
-        if fresh := self.events[sealed:]:
-            segment = self.depot.put_bytes(b"".join(event.to_line() for event in fresh))
-            self._segments.append({"object": segment, "events": len(fresh)})
+        if self._unsealed:
+            with machine_errors("write", self._path):
+                os.fsync(self._file.fileno())
+            segment = self.depot.put_bytes(b"".join(self._unsealed))
+            self._segments.append({"object": segment, "events": len(self._unsealed)})
             write_atomically(self._path.with_name("seals.json"), json.dumps(self._segments).encode())
+            self._unsealed = []
         root = {
             "format": "bushcraft-ledger",
             "version": VERSION,
             "run": self.run,
-            "events": len(self.events),
+            "events": self._n_events,
             "segments": self._segments,
         }
         return self.depot.put_bytes(json.dumps(root, sort_keys=True).encode())
@@ -135,10 +147,10 @@ def _parse(data: bytes, path: Path) -> Iterator[Event]:
         except (ValueError, TypeError) as error:
             raise StoreError(
                 f"{path} line {number + 1} is damaged: {error}",
-                "Move this run's directory away: the same command restores the ledger from the newest checkpoint",
+                _RESTORE,
             ) from None
         if event.sequence != number:
-            raise StoreError(f"{path} line {number + 1} is event {event.sequence}: lines are missing", "As above")
+            raise StoreError(f"{path} line {number + 1} is event {event.sequence}: lines are missing", _RESTORE)
         yield event
 
 

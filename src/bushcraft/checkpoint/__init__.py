@@ -1,0 +1,1 @@
+"""A run's state as a manifest over verified objects; no pickle, no layout."""
