@@ -51,7 +51,7 @@ def load_tensor(depot: Depot, name: str, entry: TensorEntry, into: Tensor) -> No
     dtype = str(into.dtype).removeprefix("torch.")
     if (tuple(into.shape), dtype) != (entry.shape, entry.dtype):
         raise CheckpointError(
-            f"tensor {name} is {entry.dtype}{list(entry.shape)} in the checkpoint, {dtype}{list(into.shape)} in the model",
+            f"tensor {name}: {entry.dtype}{list(entry.shape)} in the checkpoint, {dtype}{list(into.shape)} in the model",
             "Use the recipe that the checkpoint was made with",
         )
     for chunk in entry.chunks:
@@ -88,6 +88,6 @@ def verify_tensors(
     return total
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def _bytes_of(tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous().view(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().tobytes()

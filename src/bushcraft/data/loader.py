@@ -31,6 +31,17 @@ class Rows:
     """Where documents begin in the inputs."""
     samples: Samples
 
+    def part(self, begin: int, end: int) -> "Rows":
+        """Rows [begin, end), a microbatch."""
+        first, last = np.searchsorted(self.pieces.row, [begin, end])
+        pieces = packing.Pieces(
+            self.pieces.row[first:last] - begin, self.pieces.start[first:last], self.pieces.length[first:last]
+        )
+        samples = Samples(
+            self.samples.source[begin:end], self.samples.epoch[begin:end], self.samples.index[begin:end]
+        )
+        return Rows(self.tokens[begin:end], self.real[begin:end], pieces, samples)
+
     def digest(self) -> bytes:
         """16 bytes that name these sequences and every token in them (a part of the run's receipt)."""
         digest = xxhash.xxh3_128()

@@ -1,0 +1,52 @@
+"""The command `bushcraft`: one thin module a noun.
+
+What a user did wrong ends in one line on stderr and exit code 2; a bug of ours keeps its traceback.
+"""
+
+import os
+import sys
+
+import click
+import typer
+
+from bushcraft import __version__
+from bushcraft.cli import checkpoint, data, generate, run, train
+from bushcraft.errors import BushcraftError
+
+app = typer.Typer(
+    help="Train great language models from scratch on hardware you neither own nor trust.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("generate")(generate.generate)
+app.add_typer(data.app, name="data")
+app.add_typer(run.app, name="run")
+app.add_typer(checkpoint.app, name="checkpoint")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version.", is_eager=True)) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        code = app(standalone_mode=False)
+    except BushcraftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `bushcraft … | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)

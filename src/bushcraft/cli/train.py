@@ -1,0 +1,70 @@
+"""`bushcraft train`: train a recipe's run, or go on with it."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bushcraft.cli.options import JsonOption, StoreOption, open_store, print_json
+
+if TYPE_CHECKING:  # torch takes seconds to import: commands that need no model do without
+    from rich.console import Console
+
+    from bushcraft.store.workspace import Store
+    from bushcraft.train.recipe import Recipe
+
+RecipeArgument = Annotated[str | None, typer.Argument(help="A recipe's path, or the name of one that comes along (tiny).")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a value: --set optimizer.learning_rate=1e-3.")]
+Explain = Annotated[bool, typer.Option("--explain", help="Print the recipe, where each value is from, what it means.")]
+
+
+def train(
+    recipe: RecipeArgument = None,
+    set_: Set = None,
+    explain: Explain = False,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Train. The same command goes on with a run that was stopped or killed, to the same bits."""
+    from bushcraft.train.explain import print_explanation
+    from bushcraft.train.recipe import load_recipe
+
+    resolved = load_recipe(recipe, set_ or [])
+    if explain:
+        return print_explanation(resolved, as_json=json)
+    from bushcraft.ledger.ledger import read_ledger
+    from bushcraft.train.progress import stdout_console
+    from bushcraft.train.report import final_report
+    from bushcraft.train.summary import is_finished, summarise
+
+    where = open_store(store)
+    console = stdout_console(quiet=json)
+    name = resolved.recipe.run.name
+    if is_finished(where.runs, resolved.recipe):
+        console.print(f"run {name} is finished; train another one by --set run.name=NAME\n", highlight=False)
+        finished = True
+    else:
+        finished = _train(where, resolved.recipe, console)
+    if json:
+        return print_json(vars(summarise(where.runs, name)))
+    if finished:
+        console.print(final_report(where, name, read_ledger(where.runs / name, name)), highlight=False, markup=False)
+    return None
+
+
+def _train(store: "Store", recipe: "Recipe", console: "Console") -> bool:
+    """Train to the end (True) or until somebody asks to stop (False)."""
+    from bushcraft.train.open_session import open_session
+    from bushcraft.train.trainer import StopRequest
+    from bushcraft.train.trainer import train as train_session
+
+    with StopRequest().on_signals() as stop:
+        session = open_session(store, recipe, lambda text: console.print(text, highlight=False))
+        try:
+            console.print(session.introduction(), highlight=False)
+            finished = train_session(session, console, stop) is not None
+        finally:
+            session.ledger.close()
+    if not finished:
+        where = f"position {session.position:,} of {session.record.sequences:,}"
+        console.print(f"stopped at {where}; checkpoint written, the same command goes on", highlight=False)
+    return finished

@@ -1,0 +1,24 @@
+"""The batch that a training step takes: fixed shapes, so that compiled code never recompiles.
+
+Shapes: B rows, S positions.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bushcraft.model.attention import Segments
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of packed documents."""
+
+    tokens: Tensor
+    """(B, S) int64, the inputs."""
+    targets: Tensor
+    """(B, S) int64, what each position is to predict."""
+    loss_weights: Tensor
+    """(B, S) float32; 0 where there is nothing to predict."""
+    segments: Segments
+    """The pieces of documents in each row; attention stays inside of them."""

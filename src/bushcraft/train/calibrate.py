@@ -1,0 +1,50 @@
+"""How many sequences fit into `run.minutes` on this machine: measured once, at the first start of a run."""
+
+import time
+
+import torch
+
+from bushcraft.model.attention import Segments
+from bushcraft.model.initialise import initialise
+from bushcraft.model.transformer import Decoder
+from bushcraft.objectives.batch import Batch
+from bushcraft.train.optimizer import Optimizer
+from bushcraft.train.recipe import Recipe
+from bushcraft.train.step import clip, gradients
+
+WARMUP_STEPS = 1
+MEASURED_STEPS = 3
+MARGIN = 0.95
+"""The share of the minutes that is planned for steps; checkpoints and slower moments have the rest."""
+
+
+def sequences_in(recipe: Recipe, precision: str) -> int:
+    """Sequences that train in `run.minutes`, in whole optimizer steps; at least one step."""
+    assert recipe.run.minutes is not None
+    size, part = recipe.run.global_batch_size, recipe.run.microbatch_size
+    model = Decoder(recipe.model)
+    initialise(model, recipe.run.seed)
+    optimizer = Optimizer(model, recipe.optimizer)
+    batch = _random_batch(part, recipe.run.sequence_length, recipe.model.vocab_size)
+    began = 0.0
+    for step in range(WARMUP_STEPS + MEASURED_STEPS):
+        if step == WARMUP_STEPS:
+            began = time.perf_counter()
+        gradients(model, [batch] * (size // part), 1.0, precision, recipe.optimizer.z_loss)
+        clip(list(model.parameters()), recipe.optimizer.clip_norm)
+        optimizer.step(0.0)
+        model.zero_grad()
+    seconds = (time.perf_counter() - began) / MEASURED_STEPS
+    return size * max(1, int(MARGIN * 60 * recipe.run.minutes / seconds))
+
+
+def _random_batch(n_rows: int, width: int, vocab_size: int) -> Batch:
+    tokens = torch.randint(vocab_size, (n_rows, width + 1))
+    row = torch.arange(n_rows, dtype=torch.int32)
+    zeros = torch.zeros_like(row)
+    return Batch(
+        tokens=tokens[:, :-1].contiguous(),
+        targets=tokens[:, 1:].contiguous(),
+        loss_weights=torch.ones(n_rows, width),
+        segments=Segments(row=row, start=zeros, prefix_length=zeros, length=torch.full_like(row, width)),
+    )

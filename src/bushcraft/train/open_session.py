@@ -1,0 +1,170 @@
+"""Take hold of a run: begin it, or go on from its newest whole checkpoint.
+
+All that can be refused is refused before anything is allocated.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+import bushcraft
+from bushcraft.checkpoint.code import save_code
+from bushcraft.checkpoint.manifest import CheckpointManifest, read_manifest
+from bushcraft.checkpoint.newest import checkpoints, newest
+from bushcraft.data.loader import Loader, SourceData, open_source, order_source
+from bushcraft.data.manifest import DatasetManifest
+from bushcraft.data.manifest import read_manifest as read_dataset
+from bushcraft.data.order import Order
+from bushcraft.errors import BushcraftError, DataError, RecipeError
+from bushcraft.ledger.events import Event
+from bushcraft.ledger.ledger import Ledger, restore_ledger
+from bushcraft.model.initialise import initialise
+from bushcraft.model.transformer import Decoder
+from bushcraft.store.workspace import Store
+from bushcraft.train.calibrate import sequences_in
+from bushcraft.train.optimizer import Optimizer
+from bushcraft.train.peak import fastest_precision
+from bushcraft.train.recipe import Recipe
+from bushcraft.train.run_record import (
+    RunRecord,
+    change_data,
+    changed_keys,
+    order_changes,
+    present_recipe,
+    read_record,
+)
+from bushcraft.train.session import Say, Session
+
+Datasets = dict[str, tuple[str, DatasetManifest]]
+"""Source name → object name of the manifest, manifest."""
+
+
+def open_session(store: Store, recipe: Recipe, say: Say) -> Session:
+    """The recipe's run, held by this process until `ledger.close`.
+
+    Errors: `RecipeError`, `DataError`, `RunError`, `CheckpointError`, `StoreError`.
+    """
+    name = recipe.run.name
+    _restore_lost_ledger(store, name, say)
+    datasets = open_datasets(store, recipe)  # before there is a trace of a run that could never train
+    ledger = Ledger.open(store.runs / name, name, store.depot)
+    try:
+        ledger.clock.enter("init")
+        if ledger.history:
+            record = read_record(ledger.history, name)
+            changed = changed_keys(present_recipe(ledger.history, name), recipe)
+            datasets = open_datasets(store, recipe, record.datasets)
+        else:
+            record, changed = first_record(store, recipe, datasets), {}
+            ledger.history.append(ledger.append("run", 0, durable=True, **record.to_data()))
+        with ledger.clock.phase("load"):
+            found = newest(store.depot, name, lambda bad, error: _pass_over(ledger, say, bad, error))
+        position = found[1].position if found else 0
+        if changed:
+            ledger.history.append(ledger.append("change", position, durable=True, **change_data(recipe, changed)))
+            say(f"from position {position} on: " + ", ".join(f"{k}: {a} → {b}" for k, (a, b) in changed.items()))
+        return _build(store, ledger, record, recipe, datasets, found)
+    except BaseException:
+        ledger.close()
+        raise
+
+
+def open_datasets(store: Store, recipe: Recipe, roots: dict[str, str] | None = None) -> Datasets:
+    """The data set of each source, by `roots` where the run knows them; checked against each other and the model.
+
+    Errors: `DataError` (missing, nothing in it, different tokenizers), `RecipeError` (vocabulary too small).
+    """
+    found = {
+        name: read_dataset(store.depot, roots[name] if roots else source.dataset)
+        for name, source in recipe.data.sources.items()
+    }
+    first = next(iter(found.values()))[1]
+    for _, manifest in found.values():
+        if manifest.fingerprint != first.fingerprint:
+            raise DataError(
+                f"data sets {first.name!r} and {manifest.name!r} have different tokenizers",
+                f"Build {manifest.name!r} with the tokenizer of {first.name!r}: --tokenizer FILE",
+            )
+        if manifest.splits["train"].n_tokens < 2:
+            raise DataError(f"data set {manifest.name!r} has nothing to train on", "Build it from more text")
+        if manifest.vocab_size > recipe.model.vocab_size:
+            raise RecipeError(
+                f"model.vocab_size = {recipe.model.vocab_size} is smaller than the vocabulary of the tokenizer of "
+                f"data set {manifest.name!r}",
+                f"Use at least {manifest.vocab_size}",
+            )
+    return found
+
+
+def first_record(store: Store, recipe: Recipe, datasets: Datasets) -> RunRecord:
+    """Decide what the recipe leaves to the machine, once for the whole run."""
+    threads = recipe.run.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    precision = fastest_precision() if recipe.run.precision == "auto" else recipe.run.precision
+    return RunRecord(
+        recipe=recipe,
+        datasets={name: root for name, (root, _) in datasets.items()},
+        sequences=recipe.run.planned_sequences() or sequences_in(recipe, precision),
+        precision=precision,
+        threads=threads,
+        code=save_code(store.depot, Path(bushcraft.__file__).parent),
+    )
+
+
+def open_loader(store: Store, recipe: Recipe, record: RunRecord, datasets: Datasets, events: list[Event]) -> Loader:
+    """The loader of a run as its ledger says: the first recipe's order and every change since."""
+    cache_bytes = recipe.data.cache_mib * 2**20 // len(datasets)
+    sources = tuple(open_source(store.depot, name, m, cache_bytes) for name, (_, m) in datasets.items())
+    length = record.recipe.run.sequence_length
+    order = Order(
+        tuple(order_source(source, length) for source in sources),
+        record.recipe.run.seed,
+        tuple(record.recipe.data.sources[source.name].weight for source in sources),
+        record.recipe.run.global_batch_size,
+        order_changes(events, [source.name for source in sources]),
+        record.recipe.data.shuffle_window,
+    )
+    return Loader(sources, order, length)
+
+
+def _build(
+    store: Store,
+    ledger: Ledger,
+    record: RunRecord,
+    recipe: Recipe,
+    datasets: Datasets,
+    found: tuple[str, CheckpointManifest] | None,
+) -> Session:
+    torch.set_num_threads(record.threads)
+    loader = open_loader(store, recipe, record, datasets, ledger.history)
+    model = Decoder(recipe.model)
+    initialise(model, recipe.run.seed)
+    sources: tuple[SourceData, ...] = loader.sources
+    session = Session(
+        store, ledger, record, recipe, sources, loader, model, Optimizer(model, recipe.optimizer)
+    )
+    if found:
+        with ledger.clock.phase("load"):
+            session.restore(*found)
+    ledger.append("start", session.position, durable=True, checkpoint=session.checkpoint, step=session.step)
+    return session
+
+
+def _restore_lost_ledger(store: Store, name: str, say: Say) -> None:
+    """A run whose directory is gone has its history in its checkpoints."""
+    if (store.runs / name / "ledger.jsonl").exists():
+        return
+    for _, checkpoint in checkpoints(store.depot, name):
+        try:
+            restore_ledger(store.runs / name, store.depot, read_manifest(store.depot, checkpoint).ledger)
+        except BushcraftError as error:
+            say(f"the ledger in checkpoint {checkpoint[:12]} cannot be used: {error.message}")
+        else:
+            say(f"restored the ledger of run {name} from checkpoint {checkpoint[:12]}")
+            return
+
+
+def _pass_over(ledger: Ledger, say: Say, name: str, error: BushcraftError) -> None:
+    ledger.append("checkpoint", 0, manifest=name, unusable=error.message)
+    say(f"checkpoint {name[:12]} is passed over: {error.message}")

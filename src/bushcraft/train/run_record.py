@@ -1,0 +1,102 @@
+"""What a ledger says of its run: what it was started with, and what was changed since, at which position.
+
+The first event (`run`) pins everything that the recipe leaves to the machine: data set roots, number of
+sequences, precision, threads. A `change` event holds the recipe from its position on. So the same command
+goes on with the same run on any machine, and a changed weight or batch size is a record, not a new run.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from bushcraft.data.order import BatchSizeChange, Change, MixtureChange, Skip
+from bushcraft.errors import RunError
+from bushcraft.ledger.events import Event
+from bushcraft.train.recipe import Recipe, differences
+
+FREE = ("run.microbatch_size", "checkpoint.", "evaluate.", "data.cache_mib")
+"""What may change at any time: it changes neither what is consumed nor when."""
+ORDERED = ("run.global_batch_size",)
+"""What may change, as a record that starts at a position. So may the weight of each source."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run was started with, after the machine's part was decided."""
+
+    recipe: Recipe
+    datasets: dict[str, str]
+    """Source name → object name of its data set's manifest."""
+    sequences: int
+    precision: str
+    threads: int
+    code: str
+    """Object name of the source code of the first start."""
+
+    def to_data(self) -> dict[str, Any]:
+        """The data of the `run` event."""
+        return {"format": "bushcraft-run", "version": 1, **vars(self), "recipe": self.recipe.to_json()}
+
+
+def read_record(events: list[Event], name: str) -> RunRecord:
+    """The record of a ledger that has begun."""
+    data = dict(events[0].data)
+    if (version := data.pop("version")) > 1 or data.pop("format") != "bushcraft-run":
+        raise RunError(f"run {name!r} has format {version}, this is for 1", "Install a newer bushcraft")
+    return RunRecord(**{**data, "recipe": Recipe.from_json(data["recipe"], f"the recipe of run {name!r}")})
+
+
+def present_recipe(events: list[Event], name: str) -> Recipe:
+    """The recipe after all changes."""
+    texts = [events[0].data["recipe"], *(e.data["recipe"] for e in events if e.type == "change")]
+    return Recipe.from_json(texts[-1], f"the recipe of run {name!r}")
+
+
+def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
+    """What `new` changes in a run that was going on with `old`.
+
+    Errors: `RunError` if it changes what cannot change in mid-run.
+    """
+    different = differences(old, new)
+    fixed = [key for key in different if not key.startswith(FREE) and key not in ORDERED and not _is_weight(key)]
+    if set(old.data.sources) != set(new.data.sources):
+        fixed = [*fixed, "data.sources"]
+    if fixed:
+        told = ", ".join(f"{key} ({different[key][0]} → {different[key][1]})" if key in different else key for key in fixed)
+        raise RunError(
+            f"run {new.run.name!r} was started with another recipe: {told}",
+            "Train under another name by --set run.name=NAME, or take these changes back; "
+            "weights, batch sizes, checkpoint and evaluate settings may change in mid-run",
+        )
+    return different
+
+
+def order_changes(events: Iterable[Event], sources: list[str]) -> list[Change]:
+    """The records of the order plane; one that was made later at an earlier position replaces what lay ahead."""
+    changes: list[Change] = []
+    for event in events:
+        if event.type != "change":
+            continue
+        changes = [change for change in changes if change.position <= event.position]
+        if "weights" in event.data:
+            weights = event.data["weights"]
+            changes.append(MixtureChange(event.position, tuple(weights[source] for source in sources)))
+        if "global_batch_size" in event.data:
+            changes.append(BatchSizeChange(event.position, event.data["global_batch_size"]))
+        if "skip" in event.data:
+            changes.append(Skip(event.position, event.data["skip"]))
+    return changes
+
+
+def change_data(recipe: Recipe, keys: Iterable[str]) -> dict[str, Any]:
+    """The data of a `change` event to `recipe`, of which `keys` are new."""
+    data: dict[str, Any] = {"recipe": recipe.to_json(), "keys": sorted(keys)}
+    if any(map(_is_weight, keys)):
+        data["weights"] = {name: source.weight for name, source in recipe.data.sources.items()}
+    if "run.global_batch_size" in data["keys"]:
+        data["global_batch_size"] = recipe.run.global_batch_size
+    return data
+
+
+def _is_weight(key: str) -> bool:
+    return key.startswith("data.sources.") and key.endswith(".weight")

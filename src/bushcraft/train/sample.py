@@ -1,0 +1,45 @@
+"""Text from a model: tokens decoded as they come."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from bushcraft.data.manifest import DatasetManifest
+from bushcraft.model.generate import generate
+from bushcraft.model.transformer import Decoder
+from bushcraft.store.depot import Depot
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+"""What decoding gives for the first bytes of a character whose last bytes are in the next token."""
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """A model with what is needed to speak to it."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+    separator: int
+
+    @classmethod
+    def of(cls, model: Decoder, depot: Depot, dataset: DatasetManifest) -> "TextModel":
+        """The model with the tokenizer of the data set that it was trained on."""
+        tokenizer = Tokenizer.from_buffer(depot.read(dataset.tokenizer))
+        tokenizer.encode_special_tokens = True
+        return cls(model, tokenizer, dataset.separator_id)
+
+    def continuation(self, prompt: str, n_tokens: int, temperature: float, top_p: float, seed: int) -> Iterator[str]:
+        """Go on with `prompt` until the document ends or `n_tokens` are there; pieces of text."""
+        ids = [self.separator, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
+        pending: list[int] = []
+        for token in generate(self.model, ids, n_tokens, temperature, top_p, seed):
+            if token == self.separator:
+                break
+            pending.append(token)
+            text = self.tokenizer.decode(pending, skip_special_tokens=False)
+            if not text.endswith(UNFINISHED):
+                yield text
+                pending = []
+        if pending:
+            yield self.tokenizer.decode(pending, skip_special_tokens=False)

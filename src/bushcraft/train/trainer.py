@@ -1,0 +1,204 @@
+"""The training loop: from the session's position to the end of the run, or to a signal that asks it to stop."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+from rich.console import Console
+
+from bushcraft.errors import RunError
+from bushcraft.model.flops import training_flops
+from bushcraft.objectives.batch import Batch
+from bushcraft.objectives.causal import causal
+from bushcraft.train import receipt as receipts
+from bushcraft.train.evaluate import Score, heldout_documents, score
+from bushcraft.train.peak import matmul_peak
+from bushcraft.train.progress import Progress, StepReport
+from bushcraft.train.recipe import CheckpointConfig
+from bushcraft.train.sample import TextModel
+from bushcraft.train.schedule import learning_rate
+from bushcraft.train.session import Session
+from bushcraft.train.step import StepResult, clip, gradients, losses
+
+EVALUATION_ROWS = 8
+
+
+@dataclass
+class StopRequest:
+    """Whether somebody asked the run to stop at the next step (Ctrl-C, SIGTERM)."""
+
+    asked: bool = False
+
+    @contextmanager
+    def on_signals(self) -> Iterator["StopRequest"]:
+        """Listen inside the block; a second Ctrl-C interrupts at once, which loses no durable byte."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self.asked:
+                signal.default_int_handler(number, frame)
+            self.asked = True
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def train(session: Session, console: Console, stop: StopRequest) -> Score | None:
+    """Train to the end and evaluate; None if it was asked to stop before (a checkpoint was written).
+
+    Errors: `RunError` (the loss is not finite, the data changed), `CorruptObjectError`, `StoreError`.
+    """
+    ledger, end = session.ledger, session.record.sequences
+    earlier = receipts.receipts(ledger.history)
+    ledger.history.clear()
+    due = _CheckpointDue(session.recipe.checkpoint, session.position)
+    with Progress(console, matmul_peak(session.record.precision)) as progress:
+        while True:
+            begin, until = session.loader.order.step(session.position, end)
+            if begin == until:
+                break
+            if stop.asked:
+                _save(session, progress)
+                ledger.append("interrupted", session.position, durable=True)
+                return None
+            _train_step(session, begin, until, earlier, progress)
+            if until < end and due.at(until):
+                _save(session, progress)
+            if until < end and _crosses(session.recipe.evaluate.every_sequences, begin, until):
+                found = evaluate(session, progress, session.recipe.evaluate.heldout_bytes)
+                progress.say(f"position {until:,}: held-out {found.bits_per_byte:.4f} bits/byte")
+        _save(session, progress)
+        found = evaluate(session, progress, None)
+        samples = _samples(session)
+        ledger.append("finished", session.position, durable=True, checkpoint=session.checkpoint, samples=samples)
+        return found
+
+
+class _CheckpointDue:
+    """Whether the next checkpoint is due, by the clock or by the position."""
+
+    def __init__(self, config: CheckpointConfig, position: int) -> None:
+        self._config = config
+        self._position = position
+        self._saved = time.monotonic()
+
+    def at(self, position: int) -> bool:
+        """Asked after each step; a yes is a checkpoint."""
+        if self._config.every_sequences:
+            due = _crosses(self._config.every_sequences, self._position, position)
+        else:
+            assert self._config.every_minutes is not None
+            due = time.monotonic() - self._saved >= 60 * self._config.every_minutes
+        self._position = position
+        if due:
+            self._saved = time.monotonic()
+        return due
+
+
+def _train_step(session: Session, begin: int, until: int, earlier: dict[int, str], progress: Progress) -> None:
+    clock, recipe = session.ledger.clock, session.recipe
+    began = time.perf_counter()
+    clock.enter("data")
+    rows = session.loader.rows(begin, until)
+    size = recipe.run.microbatch_size
+    parts = [rows.part(first, min(first + size, until - begin)) for first in range(0, until - begin, size)]
+    batches = [causal(part, recipe.objective.document_mask) for part in parts]
+    receipt = receipts.extend(session.receipt, begin, until, rows)
+    receipts.check_replay(until, receipt, earlier)
+    data_seconds = time.perf_counter() - began
+    clock.enter("step")
+    progress_made = (begin + until) / 2 / session.record.sequences
+    rate = learning_rate(progress_made, recipe.schedule, recipe.optimizer.learning_rate)
+    n_targets = int(rows.real.sum())
+    result = _update(session, batches, n_targets, rate)
+    session.position, session.step, session.receipt = until, session.step + 1, receipt
+    session.ledger.append(
+        "step",
+        until,
+        step=session.step,
+        begin=begin,
+        tokens=n_targets,
+        learning_rate=rate,
+        receipt=receipt,
+        **vars(result),
+    )
+    progress.step(
+        StepReport(
+            step=session.step,
+            n_steps=session.step + -(-(session.record.sequences - until) // (until - begin)),
+            loss=result.loss,
+            bits_per_byte=result.loss / math.log(2) / session.bytes_per_token,
+            n_tokens=n_targets,
+            flops=sum(training_flops(recipe.model, batch.segments) for batch in batches),
+            seconds=time.perf_counter() - began,
+            data_seconds=data_seconds,
+        )
+    )
+
+
+def _update(session: Session, batches: list[Batch], n_targets: int, rate: float) -> StepResult:
+    recipe, model = session.recipe, session.model
+    loss, z_loss = gradients(model, batches, n_targets, session.record.precision, recipe.optimizer.z_loss)
+    grad_norm = clip(list(model.parameters()), recipe.optimizer.clip_norm)
+    result = StepResult(float(loss), float(z_loss), grad_norm)
+    if not math.isfinite(result.loss + grad_norm):
+        raise RunError(
+            f"the loss is {result.loss} and the gradient norm {grad_norm} after position {session.position}",
+            "The step was not applied; lower optimizer.learning_rate under another run.name",
+        )
+    session.optimizer.step(rate)
+    model.zero_grad(set_to_none=False)
+    return result
+
+
+def _save(session: Session, progress: Progress) -> None:
+    progress.busy(f"step {session.step}: writing a checkpoint")
+    with session.ledger.clock.phase("save"):
+        session.save()
+
+
+def _samples(session: Session) -> list[dict[str, str]]:
+    config = session.recipe.evaluate
+    text_model = TextModel.of(session.model, session.store.depot, session.sources[0].manifest)
+    with session.ledger.clock.phase("evaluate"):
+        return [
+            {"prompt": prompt, "text": "".join(text_model.continuation(prompt, config.sample_tokens, 0.7, 0.9, seed=0))}
+            for prompt in config.sample_prompts
+        ]
+
+
+def _crosses(interval: int, begin: int, until: int) -> bool:
+    """Whether a multiple of `interval` (0: none) lies in (begin, until]."""
+    return bool(interval) and begin // interval != until // interval
+
+
+def evaluate(session: Session, progress: Progress, max_bytes: int | None) -> Score:
+    """Score the held-out documents of the first source; an `evaluation` event."""
+    manifest = session.sources[0].manifest
+    total = min(manifest.splits["heldout"].n_text_bytes, max_bytes or math.inf)
+    with session.ledger.clock.phase("evaluate"), torch.no_grad():
+        found = score(
+            lambda batch: losses(session.model, batch, session.record.precision)[0],
+            heldout_documents(session.store.depot, manifest, max_bytes),
+            session.separator,
+            session.recipe.run.sequence_length,
+            EVALUATION_ROWS,
+            lambda n: progress.busy(f"evaluating on held-out text: {100 * n / total:.0f} %"),
+        )
+    session.ledger.append(
+        "evaluation",
+        session.position,
+        durable=True,
+        bits_per_byte=found.bits_per_byte,
+        n_bytes=found.n_bytes,
+        n_documents=found.n_documents,
+    )
+    return found
