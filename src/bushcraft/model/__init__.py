@@ -1,0 +1,1 @@
+"""Plain PyTorch models: layers, attention over segments, the transformer. No parallel branch."""

@@ -1,0 +1,68 @@
+"""The output layer and its loss in one: logits are made, used and dropped chunk by chunk.
+
+The gradient of the logits is (softmax - one-hot), known as soon as the logits are; so the forward pass makes
+both gradients and the logits never outlive their chunk (Hsu et al. 2024, Liger kernel, arXiv:2410.10989).
+Shapes: N positions, D model width, V vocabulary, C positions of a chunk.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bushcraft.model.precision import linear
+
+CHUNK_LOGITS = 1 << 21
+"""Logits held at once: 8 MiB of fp32, which a last-level cache holds."""
+
+
+def cross_entropy(
+    h_ND: Tensor, unembedding_VD: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Sums over the positions, weighted by `weights_N`: nats, and z_loss * logsumexp(logits)**2.
+
+    The z-loss keeps the softmax's denominator near 1 (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
+    The gradients of the two sums cannot be told apart: both must reach the loss with the same factor.
+    """
+    if not torch.is_grad_enabled():
+        nll, z, _, _ = _losses(h_ND, unembedding_VD, targets_N, weights_N, z_loss, with_gradients=False)
+        return nll, z
+    return _CrossEntropy.apply(h_ND, unembedding_VD, targets_N, weights_N, z_loss)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h_ND: Tensor, w_VD: Tensor, targets_N: Tensor, weights_N: Tensor, z: float) -> Any:
+        nll, z_sum, d_h, d_w = _losses(h_ND, w_VD, targets_N, weights_N, z, with_gradients=True)
+        ctx.save_for_backward(d_h, d_w)
+        ctx.mark_non_differentiable(z_sum)
+        return nll, z_sum
+
+    @staticmethod
+    def backward(ctx: Any, d_nll: Tensor, _d_z: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        d_h, d_w = ctx.saved_tensors
+        return d_h * d_nll, d_w * d_nll, None, None, None
+
+
+def _losses(
+    h_ND: Tensor, w_VD: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float, with_gradients: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    nll, z_sum = h_ND.new_zeros((), dtype=torch.float32), h_ND.new_zeros((), dtype=torch.float32)
+    d_h = torch.empty_like(h_ND) if with_gradients else h_ND.new_empty(0)
+    d_w = torch.zeros_like(w_VD) if with_gradients else w_VD.new_empty(0)
+    size = max(1, CHUNK_LOGITS // len(w_VD))
+    for begin in range(0, len(h_ND), size):
+        chunk = slice(begin, begin + size)
+        h_CD, targets_C, weights_C = h_ND[chunk], targets_N[chunk, None], weights_N[chunk]
+        logits_CV = linear(h_CD, w_VD).float()
+        lse_C = logits_CV.logsumexp(1)
+        nll += weights_C @ (lse_C - logits_CV.gather(1, targets_C)[:, 0])
+        z_sum += z_loss * (weights_C @ lse_C.square())
+        if with_gradients:
+            # d nll = softmax - one-hot; d z = 2 * z_loss * lse * softmax
+            d_logits_CV = logits_CV.sub_(lse_C[:, None]).exp_()
+            d_logits_CV.mul_((weights_C * (1 + 2 * z_loss * lse_C))[:, None])
+            d_logits_CV.scatter_add_(1, targets_C, -weights_C[:, None])
+            d_h[chunk] = linear(d_logits_CV, w_VD.T)
+            d_w += linear(d_logits_CV.T, h_CD.T)
+    return nll, z_sum, d_h, d_w

@@ -1,0 +1,68 @@
+"""Elementwise layers as single autograd nodes: they are bound by memory, so each byte is touched once.
+
+Every backward is written out below its forward and tested against autograd. Shapes: D the last axis.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RMSNormFunction(torch.autograd.Function):
+    """y = x / rms(x) * weight over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        x_hat = x * scale
+        d_weight = torch.linalg.vecdot(d_y.flatten(0, -2), x_hat.flatten(0, -2), dim=0)
+        d_hat = d_y * weight
+        mean = torch.linalg.vecdot(d_hat, x_hat).unsqueeze(-1).div_(x.shape[-1])
+        return d_hat.sub_(x_hat.mul_(mean)).mul_(scale), d_weight, None
+
+
+class SwiGLUFunction(torch.autograd.Function):
+    """silu(gate) * up (Shazeer 2020, arXiv:2002.05202); keeps its inputs and nothing else."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return torch.nn.functional.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        d_gate = torch.ops.aten.silu_backward(d_y * up, gate)
+        return d_gate, torch.nn.functional.silu(gate).mul_(d_y)
+
+
+class RotaryFunction(torch.autograd.Function):
+    """Rotate pairs (i, i + E/2) of each head by its position's angle; the backward rotates back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(d_y, cos, -sin), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`x` (…, heads, E) by angles (…, 1, E/2)."""
+    left, right = x.chunk(2, dim=-1)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    out_left, out_right = out.chunk(2, dim=-1)
+    torch.mul(left, cos, out=out_left).addcmul_(right, sin, value=-1)
+    torch.mul(right, cos, out=out_right).addcmul_(left, sin)
+    return out

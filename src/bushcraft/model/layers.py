@@ -1,0 +1,115 @@
+"""The layers that decoders are made of.
+
+Shapes: B rows, S positions, D model width, H query heads, K key/value heads, E head width, F hidden width.
+`axes` names the logical axes of each layer's weights; layouts are tables over these names.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bushcraft.model.attention import Mask, attend
+from bushcraft.model.config import ModelConfig
+from bushcraft.model.fused import RMSNormFunction, RotaryFunction, SwiGLUFunction
+from bushcraft.model.precision import linear
+
+Angles = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary angles, (B, S, 1, E/2) each."""
+
+
+class Linear(nn.Module):
+    """x @ weight.T without bias, in the present precision; `weight` is (out, in)."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation of the last axis, in fp32.
+
+    Source: Zhang & Sennrich 2019 (arXiv:1910.07467).
+    """
+
+    axes: ClassVar = {"weight": ("embed",)}
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = RMSNormFunction.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        return out
+
+
+def rotary_angles(positions_BS: Tensor, head_width: int, theta: float) -> Angles:
+    """Angles position * theta**(-2i/E) for pair i (Su et al. 2021, arXiv:2104.09864); once a batch."""
+    pair = torch.arange(head_width // 2, device=positions_BS.device, dtype=torch.float32)
+    angles = positions_BS[..., None, None].float() * theta ** (-2 * pair / head_width)
+    return angles.cos(), angles.sin()
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and normalised queries and keys.
+
+    Source: Ainslie et al. 2023 (arXiv:2305.13245); Su et al. 2021; Dehghani et al. 2023, section 2.2.
+    """
+
+    axes: ClassVar = {
+        "query": ("heads", "embed"),
+        "key": ("kv", "embed"),
+        "value": ("kv", "embed"),
+        "out": ("embed", "heads"),
+    }
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, e = config.d_model, config.head_width
+        self.head_width = e
+        self.query = Linear(d, config.n_heads * e)
+        self.key = Linear(d, config.n_kv_heads * e)
+        self.value = Linear(d, config.n_kv_heads * e)
+        self.out = Linear(config.n_heads * e, d)
+        self.query_norm = RMSNorm(e, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(e, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x_BSD: Tensor, mask: Mask, angles: Angles) -> Tensor:
+        q_BSHE, k_BSKE, v_BSKE = self.project(x_BSD, angles)
+        return self.out(attend(q_BSHE, k_BSKE, v_BSKE, mask).flatten(-2))
+
+    def project(self, x_BSD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, S, H, E), keys and values (B, S, K, E), normalised and rotated."""
+        q_BSHE = self._rotate(self.query_norm(self._split(self.query(x_BSD))), angles)
+        k_BSKE = self._rotate(self.key_norm(self._split(self.key(x_BSD))), angles)
+        return q_BSHE, k_BSKE, self._split(self.value(x_BSD))
+
+    def _split(self, x_BSX: Tensor) -> Tensor:
+        return x_BSX.unflatten(-1, (-1, self.head_width))
+
+    def _rotate(self, x: Tensor, angles: Angles) -> Tensor:
+        out: Tensor = RotaryFunction.apply(x, *angles)  # type: ignore[no-untyped-call]
+        return out
+
+
+class SwiGLU(nn.Module):
+    """The gated MLP: down(silu(gate(x)) * up(x)).
+
+    Source: Shazeer 2020 (arXiv:2002.05202).
+    """
+
+    axes: ClassVar = {"gate": ("mlp", "embed"), "up": ("mlp", "embed"), "down": ("embed", "mlp")}
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = Linear(config.d_model, config.d_ff)
+        self.up = Linear(config.d_model, config.d_ff)
+        self.down = Linear(config.d_ff, config.d_model)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        h_BSF: Tensor = SwiGLUFunction.apply(self.gate(x_BSD), self.up(x_BSD))  # type: ignore[no-untyped-call]
+        return self.down(h_BSF)

@@ -1,0 +1,62 @@
+"""The arithmetic of matrix products: fp32, or bf16 operands with fp32 sums; weights stay in fp32.
+
+Not every CPU multiplies bf16: without AMX or AVX-512-BF16 torch falls into a scalar loop, hundreds of times
+slower than fp32. There the operands are rounded to bf16, multiplied in fp32, and the product is rounded:
+the numbers that a bf16 unit with fp32 accumulation gives.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_PRECISION: ContextVar[str] = ContextVar("precision", default="fp32")
+
+
+@contextlib.contextmanager
+def compute_precision(precision: str) -> Iterator[None]:
+    """Multiply in "fp32" or "bf16" inside the block."""
+    token = _PRECISION.set(precision)
+    try:
+        yield
+    finally:
+        _PRECISION.reset(token)
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device has bf16 matrix products of its own."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T in the present precision; the result has the dtype of `x`'s stream: bf16 under bf16."""
+    if _PRECISION.get() == "fp32":
+        return torch.nn.functional.linear(x, weight)
+    if multiplies_bf16(x.device):
+        return torch.nn.functional.linear(x.bfloat16(), weight.bfloat16())
+    product: Tensor = _RoundedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
+    return product
+
+
+def rounded(x: Tensor) -> Tensor:
+    """`x` with the precision of bf16 and its own dtype."""
+    return x.bfloat16().to(x.dtype)
+
+
+class _RoundedLinear(torch.autograd.Function):
+    """A bf16 product on a machine that has none: every operand and result rounded, every sum in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        x, weight = rounded(x), rounded(weight)
+        ctx.save_for_backward(x, weight)
+        return rounded(torch.nn.functional.linear(x, weight))
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        d_out = rounded(d_out)
+        return rounded(d_out @ weight), d_out.flatten(0, -2).T @ x.flatten(0, -2)
