@@ -37,10 +37,19 @@ def list_(
         print("no checkpoints yet")
         return None
     rows = [
-        [str(c["run"]), str(c["number"]), str(c.get("position", "")), str(c.get("step", "")), _mib(c), str(c["manifest"])]
+        [
+            str(c["run"]),
+            str(c["number"]),
+            str(c.get("position", "")),
+            str(c.get("step", "")),
+            _mib(c),
+            str(c["manifest"]),
+        ]
         for c in found
     ]
-    return print_table(["run", "number", "position", "step", "MiB", "manifest"], rows, ("number", "position", "step", "MiB"))
+    return print_table(
+        ["run", "number", "position", "step", "MiB", "manifest"], rows, ("number", "position", "step", "MiB")
+    )
 
 
 @app.command()
@@ -53,10 +62,7 @@ def verify(
     from bushcraft.checkpoint.newest import verify as verify_checkpoint
 
     where = open_store(store)
-    if run and len(run) == 64:
-        chosen = [("", 0, run)]
-    else:
-        chosen = _all(where, run)
+    chosen = [("", 0, run)] if run and len(run) == 64 else _all(where, run)
     results = []
     for name, number, checkpoint in chosen:
         try:
@@ -76,7 +82,9 @@ def verify(
 def _all(store: Store, run: str | None) -> list[tuple[str, int, str]]:
     """(run, number, manifest), newest first. Errors: `CheckpointError` if the run has none."""
     refs = [f"checkpoints/{run}"] if run else store.depot.refs("checkpoints")
-    found = [(ref.removeprefix("checkpoints/"), number, name) for ref in refs for number, name in store.depot.history(ref)]
+    found = [
+        (ref.removeprefix("checkpoints/"), number, name) for ref in refs for number, name in store.depot.history(ref)
+    ]
     if run and not found:
         known = ", ".join(ref.removeprefix("checkpoints/") for ref in store.depot.refs("checkpoints")) or "none"
         raise CheckpointError(f"run {run!r} has no checkpoints", f"Runs that have: {known}")

@@ -30,7 +30,7 @@ def inspect(name: Name = None, store: StoreOption = None, json: JsonOption = Fal
         print("no data sets yet; build one by `bushcraft data build NAME PATH…`")
     for about in found:
         print(f"{about['name']}  {about['manifest']}")
-        print(f"  tokenizer  {about['vocab_size']} tokens, {about['itemsize']} bytes each, fingerprint {about['fingerprint']}")
+        print(f"  tokenizer  {about['vocab_size']} tokens of {about['itemsize']} bytes, {about['fingerprint']}")
         rows = [
             [key, f"{s['n_documents']:,}", f"{s['n_text_bytes']:,}", f"{s['n_tokens']:,}", _ratio(s), str(s["n_packs"])]
             for key, s in about["splits"].items()

@@ -13,7 +13,9 @@ def generate(
     prompt: Annotated[str, typer.Option(help="The text to go on with.")] = "",
     tokens: Annotated[int, typer.Option(min=1, help="Generate at most so many tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the most probable token each time.")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0, max=1, help="Sample from the most probable tokens of this mass.")] = 0.95,
+    top_p: Annotated[
+        float, typer.Option(min=0, max=1, help="Sample from the most probable tokens of this mass.")
+    ] = 0.95,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
     store: StoreOption = None,
     json: JsonOption = False,

@@ -12,7 +12,9 @@ if TYPE_CHECKING:  # torch takes seconds to import: commands that need no model 
     from bushcraft.store.workspace import Store
     from bushcraft.train.recipe import Recipe
 
-RecipeArgument = Annotated[str | None, typer.Argument(help="A recipe's path, or the name of one that comes along (tiny).")]
+RecipeArgument = Annotated[
+    str | None, typer.Argument(help="A recipe's path, or the name of one that comes along (tiny).")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a value: --set optimizer.learning_rate=1e-3.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Print the recipe, where each value is from, what it means.")]
 

@@ -37,9 +37,7 @@ class Rows:
         pieces = packing.Pieces(
             self.pieces.row[first:last] - begin, self.pieces.start[first:last], self.pieces.length[first:last]
         )
-        samples = Samples(
-            self.samples.source[begin:end], self.samples.epoch[begin:end], self.samples.index[begin:end]
-        )
+        samples = Samples(self.samples.source[begin:end], self.samples.epoch[begin:end], self.samples.index[begin:end])
         return Rows(self.tokens[begin:end], self.real[begin:end], pieces, samples)
 
     def digest(self) -> bytes:

@@ -1,8 +1,11 @@
-"""Attention on the CPU: torch's flash kernel, once for each group of segments of one length.
+"""Attention on the CPU: torch's flash kernel, once for each segment, or once for all rows that are one segment.
 
 One custom operator, so that autograd sees one node and a compiler one opaque call, however many segments
-there are. The kernel keeps the log of the softmax's denominator for the backward pass and never builds a
-mask; it shares key/value heads among query heads by itself. Shapes: B rows, S positions, H query heads, K key/value heads, E head width, N segments, L a length.
+there are. The kernel keeps the log of the softmax's denominator for the backward pass, never builds a mask,
+and shares key/value heads among query heads by itself.
+
+Shapes: B rows, S positions, H query heads, K key/value heads, E head width, N segments, n rows of a call,
+L positions of a call.
 """
 
 from collections.abc import Iterator
@@ -31,7 +34,7 @@ def segment_attention(q_BSHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, bounds: Te
 
 
 @segment_attention.register_fake
-def _(q_BSHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+def _(q_BSHE: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(q_BSHE, memory_format=torch.contiguous_format)
     return out, q_BSHE.new_empty(q_BSHE.shape[:3], dtype=torch.float32)
 
@@ -51,10 +54,8 @@ def _segment_attention_backward(
 
 
 @_segment_attention_backward.register_fake
-def _(
-    d_out: Tensor, q_BSHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, bounds: Tensor, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q_BSHE, k_BSKE, v_BSKE))
+def _(_: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in inputs[:3])
     return dq, dk, dv
 
 

@@ -80,7 +80,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BSD: Tensor, mask: Mask, angles: Angles) -> Tensor:
         q_BSHE, k_BSKE, v_BSKE = self.project(x_BSD, angles)
-        return self.out(attend(q_BSHE, k_BSKE, v_BSKE, mask).flatten(-2))
+        out: Tensor = self.out(attend(q_BSHE, k_BSKE, v_BSKE, mask).flatten(-2))
+        return out
 
     def project(self, x_BSD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, S, H, E), keys and values (B, S, K, E), normalised and rotated."""
@@ -89,7 +90,7 @@ class Attention(nn.Module):
         return q_BSHE, k_BSKE, self._split(self.value(x_BSD))
 
     def _split(self, x_BSX: Tensor) -> Tensor:
-        return x_BSX.unflatten(-1, (-1, self.head_width))
+        return x_BSX.view(*x_BSX.shape[:-1], -1, self.head_width)
 
     def _rotate(self, x: Tensor, angles: Angles) -> Tensor:
         out: Tensor = RotaryFunction.apply(x, *angles)  # type: ignore[no-untyped-call]
@@ -112,4 +113,5 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         h_BSF: Tensor = SwiGLUFunction.apply(self.gate(x_BSD), self.up(x_BSD))  # type: ignore[no-untyped-call]
-        return self.down(h_BSF)
+        out: Tensor = self.down(h_BSF)
+        return out

@@ -25,7 +25,8 @@ class Block(nn.Module):
 
     def forward(self, x_BSD: Tensor, mask: Mask, angles: Angles) -> Tensor:
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), mask, angles)
-        return x_BSD + self.mlp(self.mlp_norm(x_BSD))
+        out: Tensor = x_BSD + self.mlp(self.mlp_norm(x_BSD))
+        return out
 
 
 class Embedding(nn.Module):
@@ -64,7 +65,8 @@ class Decoder(nn.Module):
         x_BSD = self.embedding(tokens_BS)
         for layer in self.layers:
             x_BSD = layer(x_BSD, mask, angles)
-        return self.norm(x_BSD)  # type: ignore[no-any-return]
+        h_BSD: Tensor = self.norm(x_BSD)
+        return h_BSD
 
     def compile_layers(self) -> None:
         """Compile each block (they share one graph); attention stays one opaque call inside."""

@@ -48,7 +48,8 @@ def make_directory(directory: Path) -> None:
     """Create `directory` and its parents, durably."""
     if directory.is_dir():
         return
-    make_directory(directory.parent)
+    if directory.parent != directory:
+        make_directory(directory.parent)
     directory.mkdir(exist_ok=True)
     fsync_directory(directory.parent)
 

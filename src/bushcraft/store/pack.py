@@ -190,8 +190,10 @@ class PackReader:
 
     def tokens(self, begin: int, end: int) -> NDArray[Any]:
         """Token ids [begin, end) of the pack, verified."""
+        if begin == end:
+            return np.empty(0, self.dtype)
         per_frame = FRAME_BYTES // self.dtype.itemsize
-        first, last = begin // per_frame, (max(end, begin + 1) - 1) // per_frame
+        first, last = begin // per_frame, (end - 1) // per_frame
         data = b"".join(self.frame(index) for index in range(first, last + 1))
         return np.frombuffer(data, self.dtype)[begin - first * per_frame : end - first * per_frame]
 

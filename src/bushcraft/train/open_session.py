@@ -141,9 +141,7 @@ def _build(
     model = Decoder(recipe.model)
     initialise(model, recipe.run.seed)
     sources: tuple[SourceData, ...] = loader.sources
-    session = Session(
-        store, ledger, record, recipe, sources, loader, model, Optimizer(model, recipe.optimizer)
-    )
+    session = Session(store, ledger, record, recipe, sources, loader, model, Optimizer(model, recipe.optimizer))
     if found:
         with ledger.clock.phase("load"):
             session.restore(*found)

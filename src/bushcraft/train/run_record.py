@@ -62,7 +62,9 @@ def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     if set(old.data.sources) != set(new.data.sources):
         fixed = [*fixed, "data.sources"]
     if fixed:
-        told = ", ".join(f"{key} ({different[key][0]} → {different[key][1]})" if key in different else key for key in fixed)
+        told = ", ".join(
+            f"{key} ({different[key][0]} → {different[key][1]})" if key in different else key for key in fixed
+        )
         raise RunError(
             f"run {new.run.name!r} was started with another recipe: {told}",
             "Train under another name by --set run.name=NAME, or take these changes back; "

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from bushcraft.checkpoint.manifest import CheckpointManifest, write_manifest
 from bushcraft.checkpoint.tensors import load_tensor, save_tensors
 from bushcraft.data.loader import Loader, SourceData
@@ -54,14 +56,14 @@ class Session:
         sources = ", ".join(f"{s.name} ({len(s.stream):,} tokens)" for s in self.sources)
         began = f"goes on at {self.position:,} of" if self.position else "begins:"
         return (
-            f"run {run.name} {began} {self.record.sequences:,} sequences of {run.sequence_length} tokens from {sources}\n"
-            f"{n_parameters / 1e6:.2f}M parameters ({model.n_layers} layers of {model.d_model}), {self.record.precision}, "
-            f"{self.record.threads} threads; Ctrl-C stops it safely, the same command goes on"
+            f"run {run.name} {began} {self.record.sequences:,} sequences of {run.sequence_length} tokens, {sources}\n"
+            f"{n_parameters / 1e6:.2f}M parameters ({model.n_layers} layers of {model.d_model}), "
+            f"{self.record.precision}, {self.record.threads} threads; Ctrl-C stops it safely, the same command goes on"
         )
 
     def save(self) -> str:
         """Write a checkpoint of this position, published when all of it is durable; its object name."""
-        tensors = {f"model/{name}": p for name, p in self.model.named_parameters()}
+        tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in self.model.named_parameters()}
         tensors |= {f"optimizer/{name}": t for name, t in self.optimizer.tensors().items()}
         manifest = CheckpointManifest(
             run=self.recipe.run.name,

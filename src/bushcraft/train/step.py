@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bushcraft.model.attention import causal_mask
 from bushcraft.model.cross_entropy import cross_entropy
 from bushcraft.model.precision import compute_precision
 from bushcraft.model.transformer import Decoder

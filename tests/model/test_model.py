@@ -1,0 +1,214 @@
+"""The layers are what their papers say, and the hand-written backward passes are their derivatives."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bushcraft.model.attention import Segments, attend, causal_mask
+from bushcraft.model.config import ModelConfig, parameter_count
+from bushcraft.model.cross_entropy import cross_entropy
+from bushcraft.model.flops import forward_flops, training_flops
+from bushcraft.model.fused import RMSNormFunction, RotaryFunction, SwiGLUFunction
+from bushcraft.model.generate import generate
+from bushcraft.model.initialise import initialise, normal_slice
+from bushcraft.model.layers import rotary_angles
+from bushcraft.model.precision import compute_precision, linear
+from bushcraft.model.transformer import Decoder
+
+SMALL = ModelConfig(vocab_size=97, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64)
+
+
+def segments_from(lengths_by_row: list[list[int]]) -> Segments:
+    rows = [(r, sum(lengths[:i]), 0, n) for r, lengths in enumerate(lengths_by_row) for i, n in enumerate(lengths)]
+    row, start, prefix, length = torch.tensor(rows, dtype=torch.int32).T
+    return Segments(row=row, start=start, prefix_length=prefix, length=length)
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
+    """The reference: a matrix of all scores, masked."""
+    n_rows, width, heads, _ = q.shape
+    identity = torch.arange(len(segments.row)).repeat_interleave(segments.length.long()).view(n_rows, width)
+    seen = (identity[:, :, None] == identity[:, None, :]) & torch.ones(width, width, dtype=torch.bool).tril()
+    k, v = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (k, v))
+    scores = torch.einsum("bqhe,bkhe->bhqk", q, k) * q.shape[-1] ** -0.5
+    weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
+    return torch.einsum("bhqk,bkhe->bqhe", weights, v)
+
+
+@st.composite
+def segmentations(draw: st.DrawFn) -> list[list[int]]:
+    width = draw(st.integers(1, 24))
+    rows = []
+    for _ in range(draw(st.integers(1, 3))):
+        cuts = sorted(draw(st.sets(st.integers(1, width - 1), max_size=4))) if width > 1 else []
+        rows.append([b - a for a, b in zip([0, *cuts], [*cuts, width], strict=True)])
+    return rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=segmentations(), groups=st.sampled_from([1, 2, 4]))
+def test_attention_and_its_gradients_are_those_of_the_dense_reference(lengths: list[list[int]], groups: int) -> None:
+    torch.manual_seed(0)
+    shape = (len(lengths), sum(lengths[0]))
+    q = torch.randn(*shape, 4, 8, requires_grad=True)
+    k, v = (torch.randn(*shape, 4 // groups, 8, requires_grad=True) for _ in range(2))
+    segments = segments_from(lengths)
+    direction = torch.randn(*shape, 4, 8)
+    results = []
+    for out in (attend(q, k, v, causal_mask(segments)), dense_attention(q, k, v, segments)):
+        results.append([out, *torch.autograd.grad(out, (q, k, v), direction)])
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_operator_is_sound_for_the_compiler() -> None:
+    q, k = torch.randn(2, 6, 4, 8, requires_grad=True), torch.randn(2, 6, 2, 8, requires_grad=True)
+    bounds = causal_mask(segments_from([[4, 2], [6]])).bounds
+    torch.library.opcheck(torch.ops.bushcraft.segment_attention.default, (q, k, k.clone(), bounds))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 8), (2, 3, 4, 8)])
+def test_hand_written_backwards_are_derivatives(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, y = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    angle = torch.randn(*shape[:-2], 1, 4, dtype=torch.float64)
+    torch.autograd.gradcheck(SwiGLUFunction.apply, (x, y))
+    torch.autograd.gradcheck(lambda x: RotaryFunction.apply(x, angle.cos(), angle.sin()), (x,))
+    x32, w32 = x.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
+    ours = torch.autograd.grad(RMSNormFunction.apply(x32, w32, 1e-6), (x32, w32), y.detach().float())
+    plain = torch.autograd.grad(torch.nn.functional.rms_norm(x32, (8,), w32, 1e-6), (x32, w32), y.detach().float())
+    torch.testing.assert_close(ours, plain)
+
+
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    q, k = torch.randn(1, 1, 1, 16).expand(1, 9, 1, 16), torch.randn(1, 1, 1, 16).expand(1, 9, 1, 16)
+    angles = rotary_angles(torch.arange(9)[None], 16, 10_000.0)
+    scores = torch.einsum("bqhe,bkhe->qk", RotaryFunction.apply(q, *angles), RotaryFunction.apply(k, *angles))
+    torch.testing.assert_close(scores[1:, 1:], scores[:-1, :-1])
+
+
+@pytest.mark.parametrize("chunk", [97, 97 * 3, 1 << 21])
+def test_cross_entropy_is_the_plain_formula(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bushcraft.model.cross_entropy.CHUNK_LOGITS", chunk)
+    torch.manual_seed(0)
+    h, w = torch.randn(10, 16, requires_grad=True), torch.randn(97, 16, requires_grad=True)
+    targets, weights = torch.randint(97, (10,)), torch.rand(10)
+    nll, z = cross_entropy(h, w, targets, weights, 0.1)
+    ours = torch.autograd.grad((nll + z) / 3, (h, w))
+    logits = h @ w.T
+    plain_nll = weights @ torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    plain_z = 0.1 * weights @ logits.logsumexp(1).square()
+    torch.testing.assert_close((nll, z), (plain_nll, plain_z))
+    torch.testing.assert_close(ours, torch.autograd.grad((plain_nll + plain_z) / 3, (h, w)))
+
+
+def test_bf16_linear_has_the_numbers_of_a_bf16_product() -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(5, 64, requires_grad=True), torch.randn(32, 64, requires_grad=True)
+    with compute_precision("bf16"):
+        out = linear(x, w)
+    exact = torch.nn.functional.linear(x.bfloat16().double(), w.bfloat16().double())
+    torch.testing.assert_close(out.double(), exact, rtol=2**-7, atol=1e-3)
+    assert torch.autograd.grad(out.float().sum(), w)[0].dtype == torch.float32
+
+
+def test_documents_in_a_row_do_not_see_each_other() -> None:
+    model = Decoder(SMALL)
+    initialise(model, 0)
+    _open_residual(model)
+    tokens = torch.randint(97, (1, 12))
+    packed = model(tokens, segments_from([[5, 7]]))
+    alone = model(tokens[:, 5:], segments_from([[7]]))
+    torch.testing.assert_close(packed[:, 5:], alone)
+
+
+def test_no_position_sees_what_follows() -> None:
+    model = Decoder(SMALL)
+    initialise(model, 0)
+    _open_residual(model)
+    tokens = torch.randint(97, (1, 12))
+    changed = tokens.clone()
+    changed[0, 8:] = (changed[0, 8:] + 1) % 97
+    before, after = (model(t, segments_from([[12]])) for t in (tokens, changed))
+    torch.testing.assert_close(before[:, :8], after[:, :8])
+    assert not torch.allclose(before[:, 8:], after[:, 8:])
+
+
+@given(begin=st.integers(0, 999), length=st.integers(0, 200), seed=st.integers(0, 2**63 - 1))
+def test_any_slice_of_the_initial_weights_is_the_same_slice_of_the_whole(begin: int, length: int, seed: int) -> None:
+    end = min(1000, begin + length)
+    whole = normal_slice(seed, "layers.0.mlp.up.weight", 0, 1000)
+    assert (normal_slice(seed, "layers.0.mlp.up.weight", begin, end) == whole[begin:end]).all()
+
+
+def test_initial_weights_are_normal_and_follow_seed_and_name() -> None:
+    a, b, c = (normal_slice(seed, name, 0, 100_000) for seed, name in [(0, "a"), (1, "a"), (0, "b")])
+    assert abs(a.mean()) < 0.02
+    assert abs(a.std() - 1) < 0.02
+    assert abs((a * b).mean()) < 0.02
+    assert abs((a * c).mean()) < 0.02
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_parameter_count_is_exact(tied: bool, qk_norm: bool) -> None:
+    config = SMALL.model_copy(update={"tie_embeddings": tied, "qk_norm": qk_norm})
+    assert parameter_count(config) == sum(p.numel() for p in Decoder(config).parameters())
+
+
+def test_flops_are_those_that_a_counter_counts() -> None:
+    model = Decoder(SMALL)
+    initialise(model, 0)
+    segments = segments_from([[6, 10], [16]])
+    with FlopCounterMode(display=False) as counter:
+        h = model(torch.randint(97, (2, 16)), segments)
+        (h @ model.unembedding_VD.T).sum()
+    lengths = [6, 10, 16]
+    scores = sum(n * (n + 1) // 2 for n in lengths) * 4 * SMALL.n_heads * SMALL.head_width * SMALL.n_layers
+    assert forward_flops(SMALL, segments) == counter.get_total_flops() + scores  # our operator is opaque to it
+    assert training_flops(SMALL, segments) == 3 * forward_flops(SMALL, segments)
+
+
+def test_cached_generation_is_what_the_whole_sequence_gives() -> None:
+    model = Decoder(SMALL)
+    initialise(model, 0)
+    _open_residual(model)
+    tokens = [1, 2, 3]
+    for token in generate(model, tokens, 12, temperature=0, top_p=1, seed=0):
+        h = model(torch.tensor([tokens]), segments_from([[len(tokens)]]))
+        assert token == int((h[0, -1] @ model.unembedding_VD.T).argmax())
+        tokens = [*tokens, token]
+
+
+def test_generation_follows_its_seed() -> None:
+    model = Decoder(SMALL)
+    initialise(model, 0)
+    texts = [list(generate(model, [1], 20, 1.0, 0.9, seed)) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"n_kv_heads": 3}, "use 1, 2 or 4"),
+        ({"n_heads": 5, "n_kv_heads": 5}, "does not divide model.d_model = 32"),
+        ({"head_dim": 7}, "use model.head_dim = 6 or 8"),
+        ({"n_layers": 0}, "greater than 0"),
+    ],
+)
+def test_shape_that_cannot_work_says_which_would(change: dict[str, int], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        ModelConfig(**{**SMALL.model_dump(), **change})
+
+
+def _open_residual(model: Decoder) -> None:
+    """Projections into the residual stream begin at zero, which would hide what attention does."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("out.weight", "down.weight")):
+                parameter.normal_(std=0.3)
