@@ -26,7 +26,7 @@ def test_every_value_is_listed_once_with_its_origin() -> None:
     assert listed["data.sources.code.weight"].origin == "default"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
 @given(prompts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3), seed=st.integers(0, 2**63 - 1))
 def test_the_text_is_a_recipe_that_resolves_to_the_same_values(prompts: list[str], seed: int, tmp_path: Path) -> None:
     overrides = [f"evaluate.sample_prompts={toml_value(prompts)}", f"run.seed={seed}", "checkpoint.every_sequences=9"]

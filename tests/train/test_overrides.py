@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bushcraft.errors import RecipeError
@@ -100,8 +100,11 @@ def test_the_last_override_of_a_key_wins() -> None:
 
 
 def test_a_table_replaces_a_table() -> None:
-    new = with_overrides(written(IN_FILE), [Override("data.sources", {"c": {"weight": 3}})])
+    origins = {key: Origin("recipe", "x.toml:1") for key in ("data.sources", "data.sources.a")}
+    file = Written(IN_FILE, origins, "x.toml")
+    new = with_overrides(file, [Override("data.sources", {"c": {"weight": 3}})])
     assert new.table["data"]["sources"] == {"c": {"weight": 3}}
+    assert set(new.origins) == {"data.sources", "data.sources.c", "data.sources.c.weight"}
     assert str(new.origins["data.sources.c.weight"]) == "--set"
 
 
@@ -121,6 +124,7 @@ def test_every_key_is_found_on_the_line_where_it_starts() -> None:
     }
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.dictionaries(names, scalars, max_size=8), st.data())
 def test_the_line_of_a_key_holds_its_name(table: dict[str, Any], data: st.DataObject) -> None:
     lines: list[str] = []
@@ -155,6 +159,7 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
 KEYS = [key.replace("*", "python") for key in recipe_keys() if not key.endswith("*")]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.sampled_from(KEYS), st.data())
 def test_a_key_with_one_slip_is_recognised(key: str, data: st.DataObject) -> None:
     section, _, name = key.rpartition(".")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -120,6 +120,10 @@ def test_a_run_in_minutes_has_no_planned_sequences() -> None:
         ("optimizer.learnig_rate=1", "unknown key optimizer.learnig_rate in --set: did you mean optimizer.learning_"),
         ("optimzer.learning_rate=1", "unknown key optimzer.learning_rate in --set: did you mean optimizer.learning_"),
         ("data.sources.python.wieght=1", "did you mean data.sources.python.weight?"),
+        (
+            "objective.zzz.y={a=1, b=2}",
+            "unknown key objective.zzz.y in --set: known keys are objective.kind, objective",
+        ),
         ("zzz=1", "known keys are run, model, data, objective, optimizer, schedule, checkpoint, evaluate"),
         ("objective.zzz=1", "known keys are objective.kind, objective.document_mask"),
         ("run.microbatch_size=5", "size = 5 does not divide run.global_batch_size = 16: use 1, 2, 4, 8 or 16"),
@@ -140,6 +144,8 @@ def test_a_run_in_minutes_has_no_planned_sequences() -> None:
         ("schedule.decay=1.5", "schedule.decay = 1.5 in --set: use a number of at least 0 and at most 1"),
         ("data.sources={}", "data.sources = {} in --set: use one or more named tables"),
         ('data.sources={"a b"={dataset="x"}}', 'data.sources has the name "a b": use letters, digits'),
+        ('data.sources={"é"={dataset="x"}}', 'data.sources has the name "é": use letters, digits'),
+        ("model.n_kv_heads=3", "model.n_kv_heads = 3 does not divide model.n_heads = 4"),
         ("evaluate.sample_prompts=[3]", "evaluate.sample_prompts = [3] in --set: use a list, each item text"),
     ],
 )
@@ -202,11 +208,16 @@ def test_the_microbatch_sizes_that_are_named_would_do(batch: int, microbatch: in
         assert all(batch % int(size) == 0 for size in offered)
 
 
+def test_a_name_may_be_a_number() -> None:
+    assert load("run.name=2024").run.name == "2024"
+
+
 def test_whole_numbers_may_be_written_as_1e9() -> None:
     assert load("run.tokens=1e9") == load("run.tokens=1000000000")
     assert isinstance(load("run.tokens=1e9").run.tokens, int)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.floats(1e-9, 1), st.integers(0, 2**63 - 1), st.lists(st.text(), max_size=3))
 def test_json_gives_the_recipe_back(rate: float, seed: int, prompts: list[str]) -> None:
     tiny = load()

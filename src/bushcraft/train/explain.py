@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bushcraft.train.overrides import allowed_values, same_key, toml_value
-from bushcraft.train.recipe import Recipe, ResolvedRecipe, recipe_keys
+from bushcraft.train.recipe import ResolvedRecipe, recipe_keys
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,16 @@ class ExplainedValue:
 
 
 def explain(resolved: ResolvedRecipe) -> list[ExplainedValue]:
-    """Every value, section by section; the values of a section stand before the tables inside it."""
+    """Every value, section by section."""
     known = recipe_keys()
 
     def description(key: str) -> str:
         return _one_line(next(field for pattern, field in known.items() if same_key(pattern, key)))
 
-    values = [
+    return [
         ExplainedValue(key, value, str(resolved.provenance[key]), description(key))
         for key, value in resolved.recipe.values().items()
     ]
-    sections = list(Recipe.model_fields)
-    return sorted(values, key=lambda value: (sections.index(value.key.partition(".")[0]), value.key.count(".")))
 
 
 def explain_text(resolved: ResolvedRecipe) -> str:

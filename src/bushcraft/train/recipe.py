@@ -107,12 +107,12 @@ class SourceConfig(Section):
 class DataConfig(Section):
     """Which sequences the run reads, and in which order."""
 
-    sources: dict[str, SourceConfig] = Field(min_length=1)
-    """The mixture: a table [data.sources.NAME] for each source."""
     shuffle_window: Count = 262_144
     """Sequences that are shuffled among each other; the larger, the better mixed and the more scattered the reads."""
     cache_mib: CountOrZero = 256
     """Memory for data that was read and verified, in MiB."""
+    sources: dict[str, SourceConfig] = Field(min_length=1)
+    """The mixture: a table [data.sources.NAME] for each source."""
 
     @field_validator("sources")
     @classmethod
