@@ -25,7 +25,8 @@ from bushcraft.train.schedule import learning_rate
 from bushcraft.train.session import Session
 from bushcraft.train.step import StepResult, clip, gradients, losses
 
-EVALUATION_ROWS = 8
+EVALUATION_TOKENS = 8192
+"""Of one batch."""
 
 
 @dataclass
@@ -190,7 +191,7 @@ def evaluate(session: Session, progress: Progress, max_bytes: int | None) -> Sco
             heldout_documents(session.store.depot, manifest, max_bytes),
             session.separator,
             session.recipe.run.sequence_length,
-            EVALUATION_ROWS,
+            max(1, EVALUATION_TOKENS // session.recipe.run.sequence_length),
             lambda n: progress.busy(f"evaluating on held-out text: {100 * n / total:.0f} %"),
         )
     session.ledger.append(
