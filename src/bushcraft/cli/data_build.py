@@ -115,7 +115,7 @@ class BuildProgress:
         if first:
             self._stages[stage] = self._bars.add_task(STAGES[stage], total=None)
         self._bars.update(self._stages[stage], completed=done, total=total if done else None)
-        if self._plain and (first or time.monotonic() - self._said >= PLAIN_SECONDS):
+        if self._plain and (first or (total > 1 and time.monotonic() - self._said >= PLAIN_SECONDS)):
             share = f": {100 * done // max(1, total)} % of {total / 1e6:,.1f} MB" if total > 1 else ""
             print(f"{STAGES[stage]}{share}", file=sys.stderr, flush=True)
             self._said = time.monotonic()

@@ -87,20 +87,22 @@ def build_dataset(
     """
     started = time.monotonic()
     settings.check()
-    before = store.depot.latest(f"datasets/{name}")
+    newest = store.depot.latest(f"datasets/{name}")
     inputs = ([s.name, s.path, s.size, s.modified_ns] for s in sources)
     about = asdict(settings) | {"version": BUILD_VERSION, "tokenizer": (settings.tokenizer or b"").hex()}
     journal = Journal(store.builds / identity(about, inputs))
     with journal.lock():
         known = journal.read(f"{RESULT}-{name}")
-        if known and before == known["manifest"] and holds(store.depot, known["manifest"], progress):
+        if known and holds(store.depot, known["manifest"], progress):
+            if newest != known["manifest"]:
+                store.depot.publish(f"datasets/{name}", known["manifest"])
             return BuildResult(**known | {"unchanged": True, "seconds": time.monotonic() - started})
         if known:
-            journal.clear()
+            journal.clear(results=True)
         result = _Build(store.depot, journal, settings, workers, progress, list(skipped)).run(name, sources)
         result = BuildResult(**asdict(result) | {"seconds": time.monotonic() - started})
         journal.write(f"{RESULT}-{name}", asdict(result))
-        journal.clear(keep=(f"{RESULT}-{name}",))
+        journal.clear()
     return result
 
 

@@ -81,12 +81,11 @@ class Journal:
                 yield file
             publish_file(temporary, target)
 
-    def clear(self, keep: tuple[str, ...] = ()) -> None:
-        """Remove everything but the lock and the records in `keep`."""
-        kept = {"lock", *(f"{key}.json" for key in keep)}
+    def clear(self, results: bool = False) -> None:
+        """Remove the work in progress; with `results` also what finished builds came to."""
         with machine_errors("write", self.directory):
             for path in self.directory.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-                elif path.name not in kept:
+                elif path.name != "lock" and (results or not path.name.startswith(RESULT)):
                     path.unlink()

@@ -6,7 +6,7 @@ A source's name (folder name and path inside it) goes into the packs; where the 
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -147,8 +147,3 @@ def _source(path: str, name: str, on_bad: OnBad) -> Source | None:
         on_bad(DataError(f"{path} is not a regular file", "Name a file or a folder"))
         return None
     return Source(path, name, *kind, size=stat.st_size, modified_ns=stat.st_mtime_ns)
-
-
-def total_size(sources: Iterable[Source]) -> int:
-    """Bytes on disk."""
-    return sum(source.size for source in sources)

@@ -1,8 +1,8 @@
 """Which documents train, which are held out, and which are exact copies of another.
 
 All of it follows from the BLAKE3 of a document's content: its first 64 bits, taken as a number, are its
-*rank*. Held out are the documents of smallest rank, so that copies fall on one side, a larger corpus keeps
-the side of the documents it had, and no order of files or workers matters.
+*rank*. Held out are the documents of smallest rank, so that copies fall on one side, and neither the order of
+files nor the number of workers matters.
 """
 
 from collections.abc import Callable, Iterator
@@ -84,10 +84,11 @@ def choose_bounds(
     below the rank `retained` are at hand, for the held-out set and for the sample of `sample_bytes`.
     """
     total = sum(int(load(task)["size"][keep].sum()) for task, keep in enumerate(kept))
+    n_documents = sum(int(keep.sum()) for keep in kept)
     largest = min(heldout_bytes, total // 2) if fraction > 0 else 0
     fitting = (r[r["size"] <= largest] for r in _kept_below(load, kept, retained))
     ranks, sizes = _smallest(fitting, largest)
-    n_wanted = max(1, int((ranks < rank_below(fraction)).sum()))
+    n_wanted = max(1, round(fraction * n_documents))
     heldout = _bound(ranks, min(n_wanted, int((np.cumsum(sizes) <= largest).sum())))
 
     training = (r[(r["rank"] >= heldout) | (r["size"] > largest)] for r in _kept_below(load, kept, retained))

@@ -14,7 +14,7 @@ TASKS_AT_LEAST = 16
 """A corpus below 1 GiB is cut finer, so that there is work for several processes, and progress to see."""
 COMPRESSION_RATIO = 4
 """Text for each compressed byte, about; only the sizes of tasks depend on it."""
-LONE_FILE_CUTS = 32
+LONE_FILE_CUTS = 64
 SMALLEST_CUT = 4096
 
 
