@@ -51,59 +51,65 @@ class TokenStream:
 
         Errors: `CorruptObjectError` that names the pack and the byte range; the bytes are not served.
         """
-        out = np.zeros((begins.size, width), self.dtype)
         frames_per_row = 2 + (width - 1) // self._per_frame
-        chunk = max(1, (len(self._last_used) - 1) // frames_per_row)
-        for first in range(0, begins.size, chunk):
-            self._gather(begins[first : first + chunk], out[first : first + chunk])
-        return out
+        n_slots = len(self._last_used) - 1
+        # Where every frame has a slot nothing is evicted; else a part may need no more frames than there are slots.
+        rows_at_once = begins.size if n_slots >= len(self._slot_of_frame) else n_slots // frames_per_row
+        step = max(1, rows_at_once)
+        parts = [self._gather(begins[first : first + step], width) for first in range(0, begins.size, step)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty((0, width), self.dtype), *parts])
 
     def locate(self, token: int) -> tuple[PackReader, int]:
         """The pack that holds the token at that place of the stream, and its place in the pack."""
         pack = int(np.searchsorted(self._pack_begin, token, side="right")) - 1
         return self._reader(pack), token - int(self._pack_begin[pack])
 
-    def _gather(self, begins: NDArray[np.int64], out: NDArray[Any]) -> None:
-        width = out.shape[1]
+    def _gather(self, begins: NDArray[np.int64], width: int) -> NDArray[Any]:
         self._clock += 1
         pack = np.searchsorted(self._pack_begin, begins, side="right") - 1
         place = begins - self._pack_begin[pack]
         frame = self._first_frame[pack] + place // self._per_frame
         offset = place % self._per_frame
         frame_end = np.minimum(self._per_frame, self._pack_begin[pack + 1] - begins + offset)
-        self._ensure(frame)
-        whole = offset + width <= frame_end
-        if self._arena.size >= width:
+        if width > self._per_frame:
+            out = np.empty((begins.size, width), self.dtype)
+        else:
+            self._ensure(frame)
             stride = self._arena.itemsize
             windows = as_strided(self._arena, (self._arena.size - width + 1, width), (stride, stride), writeable=False)
-            starts = self._slot_of_frame[frame[whole]].astype(np.int64) * self._per_frame + offset[whole]
-            if whole.all():
-                out[:] = windows[starts]
-            else:
-                out[whole] = windows[starts]
-        for row in np.flatnonzero(~whole).tolist():
-            self._copy(int(begins[row]), out[row])
+            starts = self._slot_of_frame[frame].astype(np.int64) * self._per_frame + offset
+            out = windows[np.minimum(starts, len(windows) - 1)]
+        for row in np.flatnonzero(offset + width > frame_end).tolist():
+            self._copy(int(begins[row]), out[row])  # the gather read on into another frame: write all of it anew
+        return out
 
     def _copy(self, begin: int, row: NDArray[Any]) -> None:
-        """Fill one row that crosses frames, packs or the end of the stream."""
+        """Write one row that crosses frames, packs or the end of the stream, with zeros past the end."""
         done, stop = 0, min(len(row), len(self) - begin)
         while done < stop:
             place = begin + done
-            pack = int(np.searchsorted(self._pack_begin, place, side="right")) - 1
+            pack = int(self._pack_begin.searchsorted(place, side="right")) - 1
             inside = place - int(self._pack_begin[pack])
             frame = int(self._first_frame[pack]) + inside // self._per_frame
             offset = inside % self._per_frame
             take = min(stop - done, self._per_frame - offset, int(self._pack_begin[pack + 1]) - place)
-            self._ensure(np.array([frame]))
-            at = int(self._slot_of_frame[frame]) * self._per_frame + offset
+            if not self._slot_of_frame[frame]:
+                self._ensure(np.array([frame]))
+            slot = int(self._slot_of_frame[frame])
+            self._last_used[slot] = self._clock
+            at = slot * self._per_frame + offset
             row[done : done + take] = self._arena[at : at + take]
             done += take
+        row[done:] = 0
 
     def _ensure(self, frames: NDArray[np.int64]) -> None:
         """Have all `frames` checked and in the arena; those in use at this tick of the clock stay."""
         slots = self._slot_of_frame[frames]
         self._last_used[slots] = self._clock
-        for frame in np.unique(frames[slots == 0]).tolist():
+        absent = slots == 0
+        if not absent.any():
+            return
+        for frame in np.unique(frames[absent]).tolist():
             pack = int(np.searchsorted(self._first_frame, frame, side="right")) - 1
             data = np.frombuffer(self._reader(pack).frame(frame - int(self._first_frame[pack])), self.dtype)
             slot = self._free_slot()
