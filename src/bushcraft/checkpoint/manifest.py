@@ -72,7 +72,7 @@ def read_manifest(depot: Depot, name: str) -> CheckpointManifest:
     try:
         document = json.loads(depot.read(name))
         kind, version = document.pop("format"), document.pop("version")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         kind, version = None, 0
     if kind != "bushcraft-checkpoint":
         raise CheckpointError(f"object {name} is not a checkpoint", "`bushcraft checkpoint list` shows them")

@@ -51,7 +51,7 @@ def load_tensor(depot: Depot, name: str, entry: TensorEntry, into: Tensor) -> No
     dtype = str(into.dtype).removeprefix("torch.")
     if (tuple(into.shape), dtype) != (entry.shape, entry.dtype):
         raise CheckpointError(
-            f"tensor {name}: {entry.dtype}{list(entry.shape)} in the checkpoint, {dtype}{list(into.shape)} in the model",
+            f"tensor {name} is {entry.dtype}{list(entry.shape)}, the model wants {dtype}{list(into.shape)}",
             "Use the recipe that the checkpoint was made with",
         )
     for chunk in entry.chunks:

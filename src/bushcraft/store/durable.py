@@ -14,6 +14,7 @@ from bushcraft.errors import StoreError
 _NEXT_STEP = {
     errno.ENOSPC: "Free some space or choose another --store; nothing written is lost, the same command goes on",
     errno.EDQUOT: "Raise the quota or choose another --store; nothing written is lost, the same command goes on",
+    errno.EFBIG: "Raise the file size limit (ulimit -f); nothing written is lost, the same command goes on",
     errno.EACCES: "Give this user access or choose another --store",
     errno.EPERM: "Give this user access or choose another --store",
     errno.EROFS: "Choose a --store on a file system that can be written",

@@ -36,8 +36,9 @@ class Score:
     n_documents: int
 
     @property
-    def bits_per_byte(self) -> float:
-        return self.nats / math.log(2) / self.n_bytes if self.n_bytes else math.nan
+    def bits_per_byte(self) -> float | None:
+        """None where there was nothing to score."""
+        return self.nats / math.log(2) / self.n_bytes if self.n_bytes else None
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,15 @@ class _Window:
 def heldout_documents(
     depot: Depot, manifest: DatasetManifest, max_bytes: int | None = None
 ) -> Iterator[tuple[str, NDArray[Any], int]]:
-    """Held-out documents (name, tokens with the separator first, text bytes), of at most `max_bytes` in all."""
+    """Held-out documents (name, tokens with the separator first, text bytes): the first ones, about `max_bytes`."""
     taken = 0
     table = PackTable(depot, manifest.splits["heldout"])
     for pack in (table[i] for i in range(len(table))):
         for name, tokens, n_bytes in PackReader(depot, pack).documents():
-            taken += n_bytes
-            if max_bytes is not None and taken > max_bytes:
-                return
             yield name, tokens, n_bytes
+            taken += n_bytes
+            if max_bytes is not None and taken >= max_bytes:
+                return
 
 
 def score(

@@ -26,6 +26,8 @@ def final_report(store: Store, name: str, events: list[Event]) -> str:
 
 def _held_out(evaluation: Event, manifest: DatasetManifest) -> str:
     data = evaluation.data
+    if not data["n_bytes"]:
+        return "held-out     the data set has no held-out documents"
     lines = [
         f"held-out     {data['n_bytes']:,} bytes in {data['n_documents']:,} documents, every byte scored:",
         f"  {'this model':<28} {data['bits_per_byte']:.4f} bits/byte",

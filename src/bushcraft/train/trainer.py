@@ -75,7 +75,8 @@ def train(session: Session, console: Console, stop: StopRequest) -> Score | None
                 _save(session, progress)
             if until < end and _crosses(session.recipe.evaluate.every_sequences, begin, until):
                 found = evaluate(session, progress, session.recipe.evaluate.heldout_bytes)
-                progress.say(f"position {until:,}: held-out {found.bits_per_byte:.4f} bits/byte")
+                if found.bits_per_byte is not None:
+                    progress.say(f"position {until:,}: held-out {found.bits_per_byte:.4f} bits/byte")
         _save(session, progress)
         found = evaluate(session, progress, None)
         samples = _samples(session)

@@ -1,0 +1,66 @@
+# Everything that a user or CI does. `make train` and `make test` work on a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PEERS := .peers
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: install train smoke test test-fast lint format docs bench peers clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make train   install, build the data, train a language model, show what it learned"
+	@echo "make test    the whole test suite"
+	@echo "also: install lint format docs bench peers smoke test-fast"
+
+install: $(INSTALLED)
+
+# torch first and alone: what asks for it later finds it there, and pip does not choose another build.
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+train: install
+	$(BIN)/bushcraft data build python --python
+	$(BIN)/bushcraft train
+
+smoke: install
+	$(BIN)/bushcraft data build python --python
+	$(BIN)/bushcraft train smoke
+
+test: install
+	$(BIN)/python -m pytest -q
+
+test-fast: install
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: install
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+# The peers that benchmarks compare with live apart, so that they never touch the project's environment.
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: benchmarks/peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q -c constraints.txt torch
+	$(PEERS)/bin/pip install -q --no-deps -r benchmarks/peers.txt
+	$(PEERS)/bin/pip install -q --no-deps -e .
+	touch $@
+
+bench: install peers
+	$(BIN)/python benchmarks/data_loader.py
+	$(PEERS)/bin/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/kill_resume.py
