@@ -1,4 +1,4 @@
-"""What every benchmark writes: one table on the terminal, one JSON file in `benchmarks/results/`.
+"""What every benchmark writes: the figures on the terminal, one JSON file in `benchmarks/results/`.
 
     {"benchmark", "quick", "commit", "date", "machine",
      "rows": [{"claim", "unit", "ours", "peer", "peer_name", "limit", "ratio", "target", "holds"}]}
@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
-from rich.table import Table
 
 HERE = Path(__file__).parent
 
@@ -80,17 +78,15 @@ def write(benchmark: str, rows: Sequence[Row], quick: bool) -> Path:
 
 
 def show(benchmark: str, rows: Sequence[Row]) -> None:
-    """Print the rows as a table."""
-    table = Table(title=benchmark)
-    table.add_column("claim")
-    for name in ("unit", "ours", "peer", "limit", "ours ÷ peer", "target"):
-        table.add_column(name, justify="left" if name == "unit" else "right")
+    """Print the rows: a claim, and its figures in columns below it."""
+    print(f"\n{benchmark}")
     for r in rows:
-        peer = "" if r.peer is None else f"{r.peer} ({r.peer_name})"
-        holds = {None: "", True: " ✓", False: " missed"}[r.holds]
-        cells = (r.ours, peer, r.limit, r.ratio, None if r.target is None else r.target + holds)
-        table.add_row(r.claim, r.unit, *("" if cell is None else str(cell) for cell in cells))
-    Console().print(table)
+        figures = [f"ours {r.ours} {r.unit}"]
+        figures.append("" if r.peer is None else f"{r.peer_name} {r.peer}")
+        figures.append("" if r.ratio is None else f"ours ÷ peer {r.ratio}")
+        figures.append("" if r.limit is None else f"limit {r.limit}")
+        figures.append("" if r.target is None else f"target {r.target}: {'holds' if r.holds else 'MISSED'}")
+        print(f"{r.claim}\n    " + "   ".join(filter(None, figures)))
 
 
 def machine() -> dict[str, Any]:

@@ -1,0 +1,236 @@
+"""The data loader beside mosaicml-streaming and grain: its rate, its time to a first batch, what it serves of bad data.
+
+    python benchmarks/data_loader.py [--quick] [--peers .peers/bin/python]
+
+Writes `benchmarks/results/data_loader.json`. Ours and the peers read the same tokens in turn, round by round, and
+the best round of each counts: other processes only ever slow one down. The peers (`data_loader_peers.py`) run in
+their own interpreter.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from data_loader_peers import BATCH, N_SAMPLES, SAMPLE, SEQUENCE, flip_byte, rate
+from numpy.typing import NDArray
+from result import Row, row, write
+
+from bushcraft.data.loader import Loader, open_source, order_source
+from bushcraft.data.manifest import DatasetManifest, read_manifest, split_from_packs, write_manifest
+from bushcraft.data.order import Order
+from bushcraft.errors import CorruptObjectError
+from bushcraft.store.depot import Depot
+from bushcraft.store.pack import FRAME_BYTES, MAGIC, PackEntry, PackWriter
+
+PEERS = Path(__file__).with_name("data_loader_peers.py")
+DOCUMENT = 900
+"""Tokens of a document in the test of the rate."""
+SEPARATOR = 0
+CACHE_BYTES = 1 << 30
+SIZES = [10**6, 10**7, 10**8, 10**9, 10**10]
+PACK_TOKENS = 1 << 27
+"""A pack of 256 MiB, for the time to the first batch."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a minute's version")
+    parser.add_argument("--peers", type=Path, default=Path(".peers/bin/python"), help="the peers' interpreter")
+    parser.add_argument("--first-batch", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.first_batch:
+        print(open_and_read(*options.first_batch))
+        return
+    peers = options.peers if options.peers.exists() else None
+    if peers is None:
+        print(f"peers not installed ({options.peers}): run make peers. Their figures are left out.")
+    rows: list[Row] = []
+    for part in (throughput, first_batch, integrity):
+        with tempfile.TemporaryDirectory() as root:
+            rows += part(Path(root), peers, options.quick)
+    write("data_loader", rows, options.quick)
+
+
+# Rate
+
+
+def throughput(root: Path, peers: Path | None, quick: bool) -> list[Row]:
+    """Shuffled batches of `BATCH` sequences over one epoch, all of it in the page cache."""
+    n_tokens, rounds = (1 << 24, 3) if quick else (1 << 26, 5)
+    tokens = np.random.default_rng(0).integers(1, 50_000, n_tokens, dtype=np.uint16)
+    tokens[::DOCUMENT] = SEPARATOR
+    np.save(root / "tokens.npy", tokens.reshape(-1, SEQUENCE))
+    depot = Depot.create(root / "depot")
+    write_dataset(depot, "tokens", [write_pack(depot, tokens)])
+    others = [Peer(peers, name, root) for name in ("streaming", "grain")] if peers else []
+
+    loader, copy = open_loader(depot, "tokens"), np.ones_like(tokens)
+    rate(batches(loader))  # fills the cache
+    warm, cold, limit = [], [], []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        np.copyto(copy, tokens)
+        limit.append(n_tokens / (time.perf_counter() - begin))
+        cold.append(rate(batches(open_loader(depot, "tokens"))))
+        warm.append(rate(batches(loader)))
+        for peer in others:
+            peer.measure()
+
+    def million(claim: str, ours: list[float], **more: Any) -> Row:
+        return row(claim, "million tokens/s", max(ours) / 1e6, limit=max(limit) / 1e6, **more)
+
+    claim = "verified, shuffled, packed batches with segments, one process, warm"
+    rows = [million(claim, warm, at_least=200, peer=p.best / 1e6, peer_name=p.name) for p in others]
+    rows = rows or [million(claim, warm, at_least=200)]
+    for peer in others:
+        peer.close()
+    return [*rows, million("the same in the first epoch: each frame read (page cache) and verified", cold)]
+
+
+def batches(loader: Loader) -> Iterator[NDArray[Any]]:
+    """One epoch; `Rows.pieces` beside the tokens are the segments."""
+    n_sequences = loader.order.sources[0].n_sequences
+    return (loader.rows(begin, min(begin + BATCH, n_sequences)).tokens for begin in range(0, n_sequences, BATCH))
+
+
+class Peer:
+    """A peer that measures its rate whenever it is asked to."""
+
+    def __init__(self, interpreter: Path, name: str, root: Path) -> None:
+        command = [interpreter, PEERS, name, root]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.name = str(self._answer())
+        self.best = 0.0
+
+    def measure(self) -> None:
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        self.best = max(self.best, self._answer())
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+def ask(peers: Path, *arguments: object) -> Any:
+    """One answer of `data_loader_peers.py`."""
+    command = [str(peers), str(PEERS), *map(str, arguments)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+# Time to the first batch
+
+
+def first_batch(root: Path, peers: Path | None, quick: bool) -> list[Row]:
+    """Open and read 8 rows in a fresh process; a table of packs that names one pack many times makes any size."""
+    depot = Depot.create(root)
+    entry = write_pack(depot, np.random.default_rng(0).integers(1, 50_000, PACK_TOKENS, dtype=np.uint16))
+    for size in SIZES:
+        write_dataset(depot, f"samples-{size}", [entry] * -(-size * SEQUENCE // PACK_TOKENS))
+    times: dict[tuple[int, int], list[float]] = {(size, at): [] for size in SIZES for at in (0, size // 2)}
+    for _ in range(3 if quick else 5):
+        for (size, at), measured in times.items():
+            command = [sys.executable, __file__, "--first-batch", root, f"samples-{size}", str(at)]
+            measured.append(float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout))
+    slowest = {size: max(min(times[size, at]) for at in (0, size // 2)) for size in SIZES}
+
+    rows = []
+    for size in SIZES:
+        plan: dict[str, Any] = {}
+        if peers and size <= 10**7:
+            plan["peer"] = 1e3 * min(ask(peers, "plan", size) for _ in range(2))
+            plan["peer_name"] = "mosaicml-streaming's plan of the epoch alone"
+        claim = f"open and first batch of 8 rows of {size:.0e} samples, the slower of position 0 and the middle"
+        rows.append(row(claim, "ms", 1e3 * slowest[size], **plan))
+    growth = slowest[SIZES[-1]] / slowest[SIZES[0]]
+    return [*rows, row(f"the same, {SIZES[-1]:.0e} samples ÷ {SIZES[0]:.0e}", "×", growth, at_most=1.5)]
+
+
+def open_and_read(root: str, name: str, position: str) -> float:
+    """Seconds from the path of a depot to 8 rows."""
+    begin = time.perf_counter()
+    open_loader(Depot.open(Path(root)), name).rows(int(position), int(position) + 8)
+    return time.perf_counter() - begin
+
+
+# Integrity
+
+
+def integrity(root: Path, peers: Path | None, quick: bool) -> list[Row]:  # noqa: ARG001 - quick as it is
+    """Flip one byte on the disk; then ask for every sequence, start again and ask again."""
+    depot = Depot.create(root / "depot")
+    entry = write_pack(depot, np.repeat(np.arange(1, N_SAMPLES + 1, dtype=np.uint16), SAMPLE))
+    write_dataset(depot, "tokens", [entry])
+    running = open_loader(depot, "tokens", SAMPLE)
+    running.sources[0].stream.rows(np.array([0]), SAMPLE)  # the first frame is touched while all is well
+    frame = len(MAGIC) + 3 * FRAME_BYTES
+    flip_byte(depot.path(entry.object), frame + FRAME_BYTES // 2)
+    wrong = 0
+    for loader in (running, open_loader(depot, "tokens", SAMPLE)):
+        served_wrong, refused, error = ask_for_everything(loader)
+        if not (entry.object in error and f"bytes {frame}-{frame + FRAME_BYTES}" in error):
+            raise RuntimeError(f"the error does not name the pack and the bytes: {error!r}")
+        print(f"ours: {served_wrong} wrong, {refused} of {N_SAMPLES} sequences refused. {error}")
+        wrong += served_wrong
+    theirs: dict[str, Any] = {}
+    if peers:
+        ask(peers, "write-flipped", root)
+        starts = [ask(peers, "read", root) for _ in range(2)]
+        for start in starts:
+            print(f"mosaicml-streaming: {start['wrong']} wrong. {start['end']}")
+        theirs = {"peer": sum(start["wrong"] for start in starts), "peer_name": "mosaicml-streaming, sha1 validated"}
+    claim = f"wrong sequences served of {N_SAMPLES} after one byte was flipped, over two starts"
+    return [row(claim, "sequences", wrong, at_most=0, **theirs)]
+
+
+def ask_for_everything(loader: Loader) -> tuple[int, int, str]:
+    """(wrong sequences served, sequences refused, the last refusal)."""
+    wrong, refused, error = 0, 0, ""
+    for position in range(N_SAMPLES):
+        try:
+            rows = loader.rows(position, position + 1)
+        except CorruptObjectError as refusal:
+            refused, error = refused + 1, str(refusal)
+        else:
+            wrong += bool((rows.tokens[0, :-1] != rows.samples.index[0] + 1).any())
+    return wrong, refused, error
+
+
+# Data sets
+
+
+def write_pack(depot: Depot, tokens: NDArray[np.uint16]) -> PackEntry:
+    """A pack of documents that begin at each separator."""
+    writer = PackWriter(depot, itemsize=2)
+    bounds = [0, *(1 + np.flatnonzero(tokens[1:] == SEPARATOR)).tolist(), len(tokens)]
+    for begin, end in pairwise(bounds):
+        writer.add(tokens[begin:end], f"document-{begin}", 4 * (end - begin))
+    entry = writer.close()
+    assert entry is not None
+    return entry
+
+
+def write_dataset(depot: Depot, name: str, packs: list[PackEntry]) -> None:
+    splits = {"train": split_from_packs(depot, packs)}
+    write_manifest(depot, DatasetManifest(name, depot.put_bytes(b"{}"), "none", 50_000, SEPARATOR, 2, splits))
+
+
+def open_loader(depot: Depot, name: str, sequence_length: int = SEQUENCE) -> Loader:
+    source = open_source(depot, name, read_manifest(depot, name)[1], CACHE_BYTES)
+    order = Order((order_source(source, sequence_length),), seed=1, weights=(1.0,), global_batch_size=BATCH)
+    return Loader((source,), order, sequence_length)
+
+
+if __name__ == "__main__":
+    main()
