@@ -135,15 +135,14 @@ class ObjectiveConfig(Section):
 class OptimizerConfig(Section):
     """How the weights follow the gradients."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """The update rule: AdamW (Loshchilov & Hutter, arXiv:1711.05101) or Muon (Jordan et al. 2024) for the
-    matrices between the embeddings and the output, with AdamW beside it for the rest."""
+    name: Literal["adamw"] = "adamw"
+    """The update rule: AdamW (Loshchilov & Hutter, arXiv:1711.05101)."""
     learning_rate: Positive
     """The peak, which `schedule` scales."""
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), strict=False)
-    """AdamW's averages of the gradient and of its square."""
+    """How slowly the averages of the gradient and of its square forget."""
     eps: Positive = 1e-8
-    """AdamW's floor under the root of the averaged square."""
+    """Floor under the root of the averaged square."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay of the matrices, times the learning rate."""
     clip_norm: float = Field(default=1.0, ge=0)

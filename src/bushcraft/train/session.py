@@ -83,10 +83,9 @@ class Session:
 
     def restore(self, name: str, manifest: CheckpointManifest) -> None:
         """Go back to a checkpoint. Errors: `CheckpointError`, `CorruptObjectError`."""
-        kinds = {key.split("/")[1] for key in manifest.tensors if key.startswith("optimizer/")}
         targets = {f"model/{n}": p.data for n, p in self.model.named_parameters()}
-        if kinds:
-            targets |= {f"optimizer/{n}": t for n, t in self.optimizer.prepare(manifest.optimizer, kinds).items()}
+        if manifest.optimizer:
+            targets |= {f"optimizer/{n}": t for n, t in self.optimizer.prepare(manifest.optimizer).items()}
         for key, target in targets.items():
             load_tensor(self.store.depot, key, manifest.tensors[key], target)
         self.position, self.step, self.receipt = manifest.position, manifest.step, manifest.receipt
