@@ -5,6 +5,7 @@ was checked, whatever happens to the disk or the page cache afterwards. After an
 checked again. Rows are gathered by one numpy call for as many rows as lie inside one frame each.
 """
 
+import mmap
 from collections import OrderedDict
 from typing import Any
 
@@ -36,7 +37,8 @@ class TokenStream:
         n_slots = max(2, min(cache_bytes // FRAME_BYTES, int(self._first_frame[-1])))
         # Zeroed pages cost nothing until they are touched, so both arrays may be large. Slot 0 means absent.
         self._arena = np.zeros((n_slots + 1) * self._per_frame, self.dtype)
-        self._slot_of_frame = np.zeros(int(self._first_frame[-1]), np.int32)
+        # Not np.zeros: it asks for huge pages, and each first touch of a large table would clear 2 MiB.
+        self._slot_of_frame = np.frombuffer(mmap.mmap(-1, 4 * max(1, int(self._first_frame[-1]))), np.int32)
         self._frame_in_slot = np.full(n_slots + 1, -1, np.int64)
         self._last_used = np.zeros(n_slots + 1, np.int64)
         self._n_used = 0
