@@ -91,7 +91,7 @@ def test_ctrl_c_writes_a_checkpoint_and_the_same_command_goes_on(text_store: Sto
 
 @pytest.mark.slow
 def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(text_store: Store, reference: str) -> None:
-    assert train_and_kill(text_store, "damaged", 40, "before") == -signal.SIGKILL
+    assert train_and_kill(text_store, "damaged", 56, "before") == -signal.SIGKILL
     saved = checkpoints(text_store.depot, "damaged")
     manifest = read_manifest(text_store.depot, saved[0][1])
     tensor = manifest.tensors["model/norm.weight"].chunks[0]
@@ -108,7 +108,7 @@ def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(text_s
 
 @pytest.mark.slow
 def test_lost_run_directory_is_restored_from_the_depot(text_store: Store, reference: str) -> None:
-    assert train_and_kill(text_store, "lost", 40, "before") == -signal.SIGKILL
+    assert train_and_kill(text_store, "lost", 56, "before") == -signal.SIGKILL
     directory = text_store.runs / "lost"
     for file in directory.iterdir():
         file.unlink()

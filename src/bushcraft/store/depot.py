@@ -85,7 +85,10 @@ class Depot:
 
     def new_file(self) -> Path:
         """A path of a file to be written and then handed to `put_file`; on the depot's own file system."""
-        return self.root / "incoming" / f"{os.getpid()}-{secrets.token_hex(8)}"
+        incoming = self.root / "incoming"
+        with machine_errors("create", incoming):
+            incoming.mkdir(exist_ok=True)  # a copy of a depot may have come without its empty directories
+        return incoming / f"{os.getpid()}-{secrets.token_hex(8)}"
 
     def put_bytes(self, data: bytes) -> str:
         """Store `data` durably; its name. Putting it again is free of effect."""
