@@ -63,7 +63,7 @@ def main() -> None:
 
 def throughput(root: Path, peers: Path | None, quick: bool) -> list[Row]:
     """Shuffled batches of `BATCH` sequences over one epoch, all of it in the page cache."""
-    n_tokens, rounds = (1 << 23, 3) if quick else (1 << 26, 5)
+    n_tokens, rounds = (1 << 23, 3) if quick else (1 << 25, 5)
     tokens = np.random.default_rng(0).integers(1, 50_000, n_tokens, dtype=np.uint16)
     tokens[::DOCUMENT] = SEPARATOR
     np.save(root / "tokens.npy", tokens.reshape(-1, SEQUENCE))
@@ -137,11 +137,11 @@ def first_batch(root: Path, peers: Path | None, quick: bool) -> list[Row]:
     entry = write_pack(depot, np.random.default_rng(0).integers(1, 50_000, PACK_TOKENS, dtype=np.uint16))
     powers = [6, 8, 10] if quick else [6, 7, 8, 9, 10]
     for power in powers:
-        write_dataset(depot, f"10^{power}", [entry] * -(-(10**power) * SEQUENCE // PACK_TOKENS))
+        write_dataset(depot, f"1e{power}", [entry] * -(-(10**power) * SEQUENCE // PACK_TOKENS))
     times: dict[tuple[int, int], list[tuple[float, float]]] = {(p, at): [] for p in powers for at in (0, 10**p // 2)}
     for _ in range(3 if quick else 5):
         for (power, at), measured in times.items():
-            command = [sys.executable, __file__, "--first-batch", root, f"10^{power}", str(at)]
+            command = [sys.executable, __file__, "--first-batch", root, f"1e{power}", str(at)]
             begin = time.monotonic()
             taken, end = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
             measured.append((taken, end - begin))
