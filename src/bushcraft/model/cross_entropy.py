@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bushcraft.model.precision import linear
+from bushcraft.model.precision import add_product, operand
 
 CHUNK_LOGITS = 1 << 21
 """Logits held at once: 8 MiB of fp32, which a last-level cache holds."""
@@ -50,19 +50,23 @@ def _losses(
     nll, z_sum = h_ND.new_zeros((), dtype=torch.float32), h_ND.new_zeros((), dtype=torch.float32)
     d_h = torch.empty_like(h_ND) if with_gradients else h_ND.new_empty(0)
     d_w = torch.zeros_like(w_VD) if with_gradients else w_VD.new_empty(0)
+    factor_VD = operand(w_VD)
     size = max(1, CHUNK_LOGITS // len(w_VD))
     for begin in range(0, len(h_ND), size):
         chunk = slice(begin, begin + size)
         h_CD, targets_C, weights_C = h_ND[chunk], targets_N[chunk, None], weights_N[chunk]
-        logits_CV = linear(h_CD, w_VD).float()
-        lse_C = logits_CV.logsumexp(1)
+        logits_CV = (operand(h_CD) @ factor_VD.T).float()
+        p_CV = logits_CV.softmax(1)
+        # The largest probability is at least 1/V, so its logarithm is exact; a logsumexp would cost another exp each.
+        lse_C = logits_CV.amax(1) - p_CV.amax(1).log()
         nll += weights_C @ (lse_C - logits_CV.gather(1, targets_C)[:, 0])
         z_sum += z_loss * (weights_C @ lse_C.square())
         if with_gradients:
-            # d nll = softmax - one-hot; d z = 2 * z_loss * lse * softmax
-            d_logits_CV = logits_CV.sub_(lse_C[:, None]).exp_()
-            d_logits_CV.mul_((weights_C * (1 + 2 * z_loss * lse_C))[:, None])
-            d_logits_CV.scatter_add_(1, targets_C, -weights_C[:, None])
-            d_h[chunk] = linear(d_logits_CV, w_VD.T)
-            d_w += linear(d_logits_CV.T, h_CD.T)
+            # d logits = weight * (softmax * scale - one-hot), scale = 1 + 2 * z_loss * lse. The factors of a row are
+            # taken out of the products, which saves two passes over the logits.
+            scale_C1 = (1 + 2 * z_loss * lse_C)[:, None]
+            d_logits_CV = operand(p_CV.scatter_add_(1, targets_C, -1 / scale_C1))
+            scale_C1 = scale_C1 * weights_C[:, None]
+            d_h[chunk] = (d_logits_CV @ factor_VD).mul_(scale_C1)
+            add_product(d_w, d_logits_CV.T, operand(h_CD * scale_C1))
     return nll, z_sum, d_h, d_w

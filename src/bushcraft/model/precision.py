@@ -2,7 +2,8 @@
 
 Not every CPU multiplies bf16: without AMX or AVX-512-BF16 torch falls into a scalar loop, hundreds of times
 slower than fp32. There the operands are rounded to bf16, multiplied in fp32, and the product is rounded:
-the numbers that a bf16 unit with fp32 accumulation gives.
+the numbers that a bf16 unit with fp32 accumulation gives. Attention stays in fp32 there: its kernel is no faster
+in bf16, and its backward pass nine times slower.
 """
 
 import contextlib
@@ -39,6 +40,21 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         return torch.nn.functional.linear(x.bfloat16(), weight.bfloat16())
     product: Tensor = _RoundedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
     return product
+
+
+def operand(x: Tensor) -> Tensor:
+    """`x` as a factor of a product in the present precision, for code that multiplies by itself."""
+    if _PRECISION.get() == "fp32":
+        return x
+    return x.bfloat16() if multiplies_bf16(x.device) else rounded(x)
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b for two operands, in place where their dtype is that of the fp32 total."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)
 
 
 def rounded(x: Tensor) -> Tensor:
