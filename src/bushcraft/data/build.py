@@ -196,14 +196,14 @@ class _Build:
         units = scan.units
         loaded = range(len(units))
         full = [scan.records(unit)["size"] > 0 for unit in loaded]
+        if not any(part.any() for part in full):
+            raise DataError(
+                f"no document with text among {sum(scan.counts)} documents", "Name files with text, and see --column"
+            )
         first = full if self.settings.keep_copies else first_copies(scan.records, len(units))
         kept = [a & b for a, b in zip(first, full, strict=True)]
         n_documents = sum(scan.counts)
         n_full, n_kept = (sum(int(part.sum()) for part in parts) for parts in (full, kept))
-        if not n_kept:
-            raise DataError(
-                f"no document with text among {n_documents} documents", "Name files with text, and see --column"
-            )
         sample = 0 if self.settings.tokenizer else SAMPLE_BYTES
         bounds = choose_bounds(
             scan.records, kept, self.settings.heldout_fraction, self.settings.heldout_bytes, sample, retained
