@@ -6,7 +6,6 @@ What a user did wrong ends in one line on stderr and exit code 2; a bug of ours 
 import os
 import sys
 
-import click
 import typer
 
 from bushcraft import __version__
@@ -36,17 +35,10 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 def main() -> None:
     """Run the command line and exit with its code."""
     try:
-        code = app(standalone_mode=False)
+        app()
     except BushcraftError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted", file=sys.stderr)
-        code = 130
+        sys.exit(error.exit_code)
     except BrokenPipeError:  # `bushcraft … | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
-    sys.exit(code)
+        sys.exit(141)

@@ -1,6 +1,5 @@
 """`bushcraft data build`: files, or this Python installation itself, into a data set to train on."""
 
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -53,6 +52,7 @@ def build(
     from bushcraft.data.build import BuildSettings, build_dataset
     from bushcraft.data.python_corpus import python_sources
     from bushcraft.data.sources import find_sources
+    from bushcraft.data.workers import available_cores
 
     skipped: list[str] = []
 
@@ -77,7 +77,7 @@ def build(
     sources = python_sources() if python else find_sources(paths or [], skip)
     with BuildProgress(Console(stderr=True)) as progress:
         place = Store.create(store or default_store())
-        result = build_dataset(place, name, sources, settings, workers or _cores(), progress, skipped)
+        result = build_dataset(place, name, sources, settings, workers or available_cores(), progress, skipped)
     if json:
         print_json(asdict(result) | {"next": result.next_command})
     else:
@@ -126,7 +126,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", "Name a tokenizer.json by --tokenizer") from None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

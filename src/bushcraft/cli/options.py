@@ -16,6 +16,10 @@ StoreOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+UNWRAPPED = 500
+"""Columns: a terminal may wrap a long name, but it stays one name when it is copied or piped."""
+
+
 def open_store(path: Path | None) -> Store:
     """The store that the command is about. Errors: `StoreError`."""
     return Store.open(path or default_store())
@@ -33,4 +37,4 @@ def print_table(columns: list[str], rows: list[list[str]], right: tuple[str, ...
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=False).print(table)
+    Console(width=UNWRAPPED).print(table, crop=False)

@@ -100,6 +100,8 @@ def compare(a: Name, b: Name, store: StoreOption = None, json: JsonOption = Fals
         print(f"receipts   agree at every step up to position {found.compared_to:,}")
     else:
         print("receipts   the runs have no step that ends at the same position")
+    if found.ends[0] != found.ends[1]:
+        print(f"length     {a} has come to position {found.ends[0]:,}, {b} to {found.ends[1]:,}")
     if found.weights_at is None:
         print("weights    the runs have no checkpoint at the same position")
     elif found.different_tensors:

@@ -20,6 +20,11 @@ _WAITING_CALLS = 2
 """Calls handed over for each process: one at work, one waiting."""
 
 
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_calls(
     calls: Sequence[Callable[[], Result]],
     workers: int,

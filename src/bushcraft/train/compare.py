@@ -28,10 +28,14 @@ class Comparison:
     different_tensors: list[str]
     """Tensors (of the model and the optimizer) whose bits differ there."""
 
+    ends: tuple[int, int]
+    """How far each run has come."""
+
     @property
     def identical(self) -> bool:
-        """The same sequences consumed, and the same bits in every tensor at the same last position."""
-        return self.first_difference is None and self.weights_at is not None and not self.different_tensors
+        """The same sequences consumed, and the same bits in every tensor where both runs end."""
+        same_end = self.ends == (self.weights_at, self.weights_at)
+        return same_end and self.first_difference is None and not self.different_tensors
 
 
 def compare(store: Store, a: str, b: str) -> Comparison:
@@ -47,7 +51,8 @@ def compare(store: Store, a: str, b: str) -> Comparison:
         agreed = max((position for position in common if position < differing), default=0)
         first = _first_differing_position(store, events, agreed, differing)
     weights_at, tensors = _compare_weights(store, events[a], events[b])
-    return Comparison(found, common[-1] if common else 0, first, weights_at, tensors)
+    ends = (max(ours, default=0), max(theirs, default=0))
+    return Comparison(found, common[-1] if common else 0, first, weights_at, tensors, ends)
 
 
 def _first_differing_position(store: Store, events: dict[str, list[Event]], begin: int, end: int) -> int:

@@ -3,7 +3,6 @@
 All that can be refused is refused before anything is allocated.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from bushcraft.data.loader import Loader, SourceData, open_source, order_source
 from bushcraft.data.manifest import DatasetManifest
 from bushcraft.data.manifest import read_manifest as read_dataset
 from bushcraft.data.order import Order
+from bushcraft.data.workers import available_cores
 from bushcraft.errors import BushcraftError, DataError, RecipeError
 from bushcraft.ledger.events import Event
 from bushcraft.ledger.ledger import Ledger, restore_ledger
@@ -99,7 +99,7 @@ def open_datasets(store: Store, recipe: Recipe, roots: dict[str, str] | None = N
 
 def first_record(store: Store, recipe: Recipe, datasets: Datasets) -> RunRecord:
     """Decide what the recipe leaves to the machine, once for the whole run."""
-    threads = recipe.run.threads or len(os.sched_getaffinity(0))
+    threads = recipe.run.threads or available_cores()
     torch.set_num_threads(threads)
     precision = fastest_precision() if recipe.run.precision == "auto" else recipe.run.precision
     return RunRecord(
