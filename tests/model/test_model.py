@@ -71,6 +71,24 @@ def test_attention_operator_is_sound_for_the_compiler() -> None:
     torch.library.opcheck(torch.ops.bushcraft.segment_attention.default, (q, k, k.clone(), bounds))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_blocks_are_one_graph_for_all_segmentations(precision: str) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model, plain = Decoder(SMALL), Decoder(SMALL)
+    initialise(model, 0)
+    _open_residual(model)
+    plain.load_state_dict(model.state_dict())
+    model.compile_layers(backend="aot_eager")
+    tokens = torch.randint(97, (2, 12))
+    for lengths in ([[5, 7], [12]], [[12], [1, 2, 9]], [[3, 3, 3, 3], [4, 8]]):
+        with compute_precision(precision):
+            ours, reference = (m(tokens, segments_from(lengths)) for m in (model, plain))
+        torch.testing.assert_close(ours, reference)
+        ours.sum().backward()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 @pytest.mark.parametrize("shape", [(3, 5, 8), (2, 3, 4, 8)])
 def test_hand_written_backwards_are_derivatives(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -142,6 +160,17 @@ def test_bf16_units_and_their_emulation_train_alike(qk_norm: bool, monkeypatch: 
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
     assert (gradients[0] - gradients[1]).norm() < 0.05 * gradients[0].norm()
+
+
+def test_bf16_cross_entropy_rounds_the_factors_of_the_logits_and_nothing_after() -> None:
+    torch.manual_seed(0)
+    h, w = torch.randn(10, 64), torch.randn(97, 64)
+    targets, weights = torch.randint(97, (10,)), torch.rand(10)
+    with compute_precision("bf16"), torch.no_grad():
+        nll, _ = cross_entropy(h, w, targets, weights)
+    logits = h.bfloat16().double() @ w.bfloat16().double().T
+    expected = weights.double() @ torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(nll.double(), expected, rtol=1e-6, atol=0)
 
 
 def test_bf16_linear_has_the_numbers_of_a_bf16_product() -> None:

@@ -64,9 +64,9 @@ class RotaryFunction(torch.autograd.Function):
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`x` (…, heads, E) by angles (…, 1, E/2)."""
-    left, right = x.chunk(2, dim=-1)
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    out_left, out_right = out.chunk(2, dim=-1)
-    torch.mul(left, cos, out=out_left).addcmul_(right, sin, value=-1)
-    torch.mul(right, cos, out=out_right).addcmul_(left, sin)
-    return out
+    pairs = x.view(*x.shape[:-1], 2, -1)
+    left, right = pairs.unbind(-2)
+    out: Tensor = pairs * cos.unsqueeze(-2)
+    out.select(-2, 0).addcmul_(right, sin, value=-1)
+    out.select(-2, 1).addcmul_(left, sin)
+    return out.flatten(-2).to(x.dtype)

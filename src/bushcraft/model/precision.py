@@ -8,33 +8,36 @@ in bf16, and its backward pass nine times slower.
 
 import contextlib
 from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_PRECISION: ContextVar[str] = ContextVar("precision", default="fp32")
+_precision = "fp32"
+"""What `compute_precision` set. A plain name, because a compiler can guard it; it cannot read a context variable."""
+
+_CPU_MULTIPLIES_BF16 = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextlib.contextmanager
 def compute_precision(precision: str) -> Iterator[None]:
     """Multiply in "fp32" or "bf16" inside the block."""
-    token = _PRECISION.set(precision)
+    global _precision
+    before, _precision = _precision, precision
     try:
         yield
     finally:
-        _PRECISION.reset(token)
+        _precision = before
 
 
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 matrix products of its own."""
-    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return device.type != "cpu" or _CPU_MULTIPLIES_BF16
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.T in the present precision; the result has the dtype of `x`'s stream: bf16 under bf16."""
-    if _PRECISION.get() == "fp32":
+    if _precision == "fp32":
         return torch.nn.functional.linear(x, weight)
     if multiplies_bf16(x.device):
         return torch.nn.functional.linear(x.bfloat16(), weight.bfloat16())
@@ -44,7 +47,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def operand(x: Tensor) -> Tensor:
     """`x` as a factor of a product in the present precision, for code that multiplies by itself."""
-    if _PRECISION.get() == "fp32":
+    if _precision == "fp32":
         return x
     return x.bfloat16() if multiplies_bf16(x.device) else rounded(x)
 

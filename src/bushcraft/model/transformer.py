@@ -62,13 +62,14 @@ class Decoder(nn.Module):
         positions_BS = segments.positions(*tokens_BS.shape)
         angles = rotary_angles(positions_BS, self.config.head_width, self.config.rope_theta)
         mask = causal_mask(segments)
+        torch._dynamo.maybe_mark_dynamic(mask.bounds, 0)
         x_BSD = self.embedding(tokens_BS)
         for layer in self.layers:
             x_BSD = layer(x_BSD, mask, angles)
         h_BSD: Tensor = self.norm(x_BSD)
         return h_BSD
 
-    def compile_layers(self) -> None:
-        """Compile each block (they share one graph); attention stays one opaque call inside."""
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compile each block into one graph, whatever the segments; attention stays one opaque call inside."""
         for layer in self.layers:
-            layer.compile(dynamic=False)
+            layer.compile(backend=backend, dynamic=False, fullgraph=True)
