@@ -140,7 +140,7 @@ def ours(precision: str, batch: Batch, compile_it: bool = False) -> Contender:
         clip(list(model.parameters()), 1.0)
         optimizer.step(LEARNING_RATE)
         model.zero_grad(set_to_none=False)
-        return float(loss)
+        return float(loss.detach())
 
     return Contender(f"bushcraft {precision}{' compiled' * compile_it}", step, batch)
 
@@ -158,7 +158,7 @@ def peer(precision: str, batch: Batch, compile_it: bool = False) -> Contender:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return float(loss)
+        return float(loss.detach())
 
     return Contender(f"transformers {transformers.__version__} {precision}{' compiled' * compile_it}", step, batch)
 

@@ -16,7 +16,9 @@ from torch import Tensor
 _precision = "fp32"
 """What `compute_precision` set. A plain name, because a compiler can guard it; it cannot read a context variable."""
 
-_CPU_MULTIPLIES_BF16 = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+_CPU_MULTIPLIES_BF16 = torch.backends.mkldnn.is_available() and bool(  # type: ignore[no-untyped-call]
+    torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
 
 
 @contextlib.contextmanager
