@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bushcraft.data import packing
 from bushcraft.data.loader import Loader, open_source, order_source
-from bushcraft.data.manifest import DatasetManifest, split_from_packs
+from bushcraft.data.manifest import DatasetManifest, PackTable, split_from_packs
 from bushcraft.data.order import Order
 from bushcraft.data.tokens import TokenStream
 from bushcraft.errors import CorruptObjectError
@@ -134,3 +134,16 @@ def test_a_huge_corpus_opens_and_serves_without_reading_it(depot: Depot) -> None
     assert n > 10**8 * 0.5 * entry.n_tokens * 20_000 / 64 / 10**8 / 1.01
     rows = loader.rows(n // 2, n // 2 + 8)
     assert rows.tokens.shape == (8, 65)
+
+
+def test_pack_table_gives_back_every_entry_and_notices_damage(depot: Depot) -> None:
+    entries = [write_pack(depot, list(random_documents(i, 2, 50))) for i in range(3)] * 700
+    split = split_from_packs(depot, entries)
+    table = PackTable(depot, split)
+    assert [table[i] for i in range(len(table))] == entries
+    assert table.n_tokens.tolist() == [entry.n_tokens for entry in entries]
+    _flip(depot.path(split.entries), 104 * 1024 + 5)
+    table = PackTable(depot, split)
+    assert table[1023] == entries[1023]
+    with pytest.raises(CorruptObjectError, match=split.entries):
+        table[1024]
