@@ -7,9 +7,11 @@ import pytest
 from bushcraft.data.compression_baseline import bits_per_byte, xz_size, xz_sizes
 
 CODE = Path(__file__).read_bytes()
+RANDOM = random.Random(0)
+PROSE = " ".join(RANDOM.choice(["alpha", "beta", "gamma", "delta", "epsilon", "zeta"]) for _ in range(40_000)).encode()
 
 
-@pytest.mark.parametrize("data", [b"", b"x", CODE, CODE * 50, random.Random(0).randbytes(70_000), bytes(3_000_000)])
+@pytest.mark.parametrize("data", [b"", b"x", CODE, CODE * 50, PROSE, RANDOM.randbytes(70_000), bytes(3_000_000)])
 def test_the_small_dictionary_gives_the_size_of_plain_xz_9e(data: bytes) -> None:
     assert xz_size(data) == len(lzma.compress(data, lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME))
 

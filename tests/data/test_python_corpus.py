@@ -11,8 +11,8 @@ from bushcraft.data.python_corpus import LARGEST_FILE, is_written_by_people, pyt
 def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small Python installation with one file of every sort."""
     files = {
-        "lib/a.py": "import os\n\nprint(os.name)\n",
-        "lib/copy_of_a.py": "import os\n\nprint(os.name)\n",
+        "lib/a.py": "import sys\n\nprint(sys.path)\n",
+        "lib/copy_of_a.py": "import sys\n\nprint(sys.path)\n",
         "lib/doc/guide.rst": "A guide\n=======\n\nRead it.\n",
         "lib/generated.py": "# This file is auto-generated; do not edit.\nx = 1\n",
         "lib/table.py": "T = [" + ", ".join(map(str, range(60))) + "]\n",
@@ -21,7 +21,7 @@ def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "lib/site-packages/other.py": "hidden = 'not the standard library'\n",
         "lib/__pycache__/a.py": "cached = 'no'\n",
         "site/package/__init__.py": "",
-        "site/package/module.py": "def f():\n    return 'module'\n",
+        "site/package/module.py": "def f():\n    return 'a module'\n",
         "site/bushcraft/cli.py": "def ours():\n    return 'left out'\n",
     }
     for name, text in files.items():
@@ -41,11 +41,12 @@ def test_text_by_people_is_taken_once_and_nothing_else() -> None:
 
 @pytest.mark.usefixtures("installation")
 def test_beyond_the_limit_content_alone_decides() -> None:
-    every = python_sources()
-    limit = sum(source.size for source in every) - 1
-    taken = {source.name for source in python_sources(limit)}
-    by_hash = sorted(every, key=lambda source: blake3(Path(source.path).read_bytes()).digest())
-    assert taken == {source.name for source in by_hash[:2]}
+    by_hash = sorted(python_sources(), key=lambda source: blake3(Path(source.path).read_bytes()).digest())
+    assert len(by_hash) == 3
+    assert by_hash != sorted(by_hash, key=lambda source: source.name)
+    for n in (1, 2):
+        limit = sum(source.size for source in by_hash[: n + 1]) - 1
+        assert {source.name for source in python_sources(limit)} == {source.name for source in by_hash[:n]}
 
 
 def test_tables_and_machine_text_are_recognised() -> None:
