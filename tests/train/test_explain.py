@@ -14,7 +14,8 @@ from bushcraft.train.overrides import toml_value
 from bushcraft.train.recipe import load_recipe, recipe_keys
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "recipe.md"
-RESOLVED = load_recipe("tiny", ["run.seed=7", "data.sources.code={dataset='code'}"])
+EXAMPLE = Path(__file__).with_name("example.toml")
+RESOLVED = load_recipe(EXAMPLE, ["run.seed=7", "data.sources.code={dataset='code'}"])
 
 
 def test_every_value_is_listed_once_with_its_origin() -> None:
@@ -30,7 +31,7 @@ def test_every_value_is_listed_once_with_its_origin() -> None:
 @given(prompts=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=3), seed=st.integers(0, 2**63 - 1))
 def test_the_text_is_a_recipe_that_resolves_to_the_same_values(prompts: list[str], seed: int, tmp_path: Path) -> None:
     overrides = [f"evaluate.sample_prompts={toml_value(prompts)}", f"run.seed={seed}", "checkpoint.every_sequences=9"]
-    resolved = load_recipe("tiny", overrides)
+    resolved = load_recipe(EXAMPLE, overrides)
     path = tmp_path / "explained.toml"
     path.write_text(explain_text(resolved), encoding="utf-8")
     assert load_recipe(path).recipe.digest() == resolved.recipe.digest()
