@@ -14,6 +14,7 @@ import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,7 +82,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    rows = measure(batch_of(1, 512) if quick else batch_of(4, 1024), rounds=2 if quick else 8, quick=quick)
+    rows = measure(batch_of(1, 512) if quick else batch_of(4, 1024), rounds=2 if quick else 5, quick=quick)
     for row in rows:
         print(json.dumps({key: value for key, value in row.items() if key != "seconds"}, indent=1))
     if not quick:
@@ -124,6 +125,9 @@ def alternate(contenders: list[Contender], rounds: int) -> list[float]:
             contender.losses.append(contender.step())
             if measured:
                 contender.seconds.append(perf_counter() - began)
+            print(
+                f"{contender.name}: {perf_counter() - began:.2f} s{'' if measured else ', warming up'}", file=sys.stderr
+            )
     return peaks
 
 
