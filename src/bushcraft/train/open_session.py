@@ -3,6 +3,8 @@
 All that can be refused is refused before anything is allocated.
 """
 
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -47,6 +49,7 @@ def open_session(store: Store, recipe: Recipe, say: Say) -> Session:
     """
     name = recipe.run.name
     _restore_lost_ledger(store, name, say)
+    _check_compiler(recipe)
     datasets = open_datasets(store, recipe)  # before there is a trace of a run that could never train
     ledger = Ledger.open(store.runs / name, name, store.depot)
     try:
@@ -97,6 +100,14 @@ def open_datasets(store: Store, recipe: Recipe, roots: dict[str, str] | None = N
     return found
 
 
+def _check_compiler(recipe: Recipe) -> None:
+    compilers = (os.environ.get("CXX", "g++"), "clang++")
+    if recipe.run.compile and not torch.cuda.is_available() and not any(map(shutil.which, compilers)):
+        raise RecipeError(
+            "run.compile needs a C++ compiler, and there is none", "Install g++, or --set run.compile=false"
+        )
+
+
 def first_record(store: Store, recipe: Recipe, datasets: Datasets) -> RunRecord:
     """Decide what the recipe leaves to the machine, once for the whole run."""
     threads = recipe.run.threads or available_cores()
@@ -140,6 +151,8 @@ def _build(
     loader = open_loader(store, recipe, record, datasets, ledger.history)
     model = Decoder(recipe.model)
     initialise(model, recipe.run.seed)
+    if recipe.run.compile:
+        model.compile_layers()
     sources: tuple[SourceData, ...] = loader.sources
     session = Session(store, ledger, record, recipe, sources, loader, model, Optimizer(model, recipe.optimizer))
     if found:
