@@ -2,13 +2,15 @@
 
     .peers/bin/python benchmarks/train_step.py [--quick]
 
-The contenders alternate step by step, so that what else the machine does hits them alike. A contender's figure is
-its fastest step: other processes only ever slow one down. Every step's seconds are kept in the result.
+Each contender has a process of its own, so that it keeps its own memory as its own program would, and they step in
+turn, so that what else the machine does hits them alike. A contender's figure is its median step; the ratio is the
+median of the ratios within a round. Every step's seconds are kept in the result.
 """
 
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -18,7 +20,8 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -33,6 +36,7 @@ from bushcraft.model.flops import training_flops
 from bushcraft.model.precision import multiplies_bf16
 from bushcraft.model.transformer import Decoder
 from bushcraft.objectives.batch import Batch
+from bushcraft.train.heap import keep_freed_memory
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.peak import matmul_peak
 from bushcraft.train.recipe import OptimizerConfig
@@ -40,6 +44,7 @@ from bushcraft.train.step import clip, gradients
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 THREADS = 2
+WARMUP_ROUNDS = 2
 LEARNING_RATE = 3e-4
 SHAPE = ModelConfig(
     vocab_size=8192, d_model=512, n_layers=8, n_heads=8, n_kv_heads=4, d_ff=1536, qk_norm=False, norm_eps=1e-6
@@ -55,23 +60,75 @@ HF_NAMES = {
 """Our names of a block's parts, where they differ from transformers'; gate, up and down only add _proj."""
 
 
-@dataclass
-class Contender:
-    """Something that trains: `step` does one optimizer step and gives the loss before it."""
+@dataclass(frozen=True)
+class Program:
+    """What a contender's process does."""
 
-    name: str
-    step: Callable[[], float]
-    batch: Batch
-    seconds: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    who: str
+    """"bushcraft" or "transformers"."""
+    precision: str
+    compile: bool = False
+    keep_memory: bool = False
+    """Whether freed memory stays with the process: Bushcraft's trainer does so, a plain loop does not."""
+
+    @property
+    def name(self) -> str:
+        """As the result calls it."""
+        version = f" {transformers.__version__}" if self.who == "transformers" else ""
+        options = [self.precision, *["compiled"] * self.compile]
+        if self.keep_memory and self.who == "transformers":
+            options.append("with Bushcraft's heap settings")
+        return f"{self.who}{version}, {', '.join(options)}"
+
+
+class Contender:
+    """A process that trains: `step` does one optimizer step there and gives its seconds and the loss before it."""
+
+    def __init__(self, program: Program, batch: Batch) -> None:
+        self.program, self.batch = program, batch
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=serve, args=(other, program, tuple(batch.tokens.shape)), daemon=True)
+        self._process.start()
+
+    def step(self, measured: bool) -> None:
+        """One step."""
+        self._pipe.send("step")
+        seconds, loss = self._pipe.recv()
+        self.losses.append(loss)
+        if measured:
+            self.seconds.append(seconds)
+        print(f"{self.program.name}: {seconds:.2f} s{'' if measured else ', warming up'}", file=sys.stderr)
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.send("end")
+        self._process.join()
 
     @property
     def tokens_per_second(self) -> float:
-        return self.batch.tokens.numel() / min(self.seconds)
+        return self.batch.tokens.numel() / statistics.median(self.seconds)
 
     @property
     def flops_per_second(self) -> float:
-        return training_flops(SHAPE, self.batch.segments) / min(self.seconds)
+        return training_flops(SHAPE, self.batch.segments) / statistics.median(self.seconds)
+
+
+def serve(pipe: Connection, program: Program, shape: tuple[int, int]) -> None:
+    """A contender's process: make the model, step whenever asked."""
+    torch.set_num_threads(THREADS)
+    warnings.filterwarnings("ignore")
+    transformers.logging.set_verbosity_error()
+    if program.keep_memory:
+        keep_freed_memory()
+    make = {"bushcraft": ours, "transformers": peer}[program.who]
+    step = make(program.precision, batch_of(*shape), program.compile)
+    while pipe.recv() == "step":
+        began = perf_counter()
+        loss = step()
+        pipe.send((perf_counter() - began, loss))
 
 
 def main() -> None:
@@ -90,48 +147,47 @@ def main() -> None:
 
 
 def measure(batch: Batch, rounds: int, quick: bool) -> list[dict[str, Any]]:
-    """All rows: fp32, bf16, and both compiled where a compiler is there."""
-    # A machine without bf16 products needs minutes for what the peer would do with the whole batch.
-    bf16_batch = batch if multiplies_bf16(torch.device("cpu")) else batch_of(1, 32 if quick else 128)
-    fp32 = [ours("fp32", batch), peer("fp32", batch)]
-    bf16 = ours("bf16", batch)
-    peaks = alternate([*fp32, bf16], rounds)
-    assert abs(fp32[0].losses[0] - fp32[1].losses[0]) < 1e-3, "the contenders are not the same model"
-    peer_bf16 = peer("bf16", bf16_batch)
-    peaks += alternate([peer_bf16], 1 if bf16_batch is not batch else rounds)
-    if can_compile() and not quick:
-        compiled = [ours("fp32", batch, compile_it=True), peer("fp32", batch, compile_it=True)]
-        peaks += alternate(compiled, rounds)
-        compiled_rows = [(*compiled, "fp32, both compiled", None)]
-    else:
-        compiled_rows = []
-    limit = max(peaks)
-    pairs = [
-        (*fp32, "fp32", 1.1),
-        (bf16, peer_bf16, f"bf16, peer on {bf16_batch.tokens.numel()} tokens", 1.2),
-        (bf16, fp32[1], "bf16 beside the peer's fp32", None),
-        *compiled_rows,
-    ]
-    return [mfu_row(*fp32, limit), *(throughput_row(a, b, what, target, limit) for a, b, what, target in pairs)]
+    """All rows: fp32 and bf16, and both compiled where a compiler is there."""
+    compiled = can_compile() and not quick
+    rows = []
+    for precision, target, mfu_target in (("fp32", 1.1, 0.9), ("bf16", 1.2, 0.55)):
+        # A machine without bf16 products needs minutes for what the peer would do with the whole batch.
+        slow = precision == "bf16" and not multiplies_bf16(torch.device("cpu"))
+        us = Program("bushcraft", precision, keep_memory=True)
+        them = Program("transformers", precision)
+        programs = [us, them, replace(them, keep_memory=True)]
+        if compiled:
+            programs += [replace(us, compile=True), replace(them, compile=True)]
+        contenders, limit = alternate(programs, batch_of(1, 32) if slow else batch, rounds, precision)
+        first, second = contenders[us], contenders[them]
+        assert abs(first.losses[0] - second.losses[0]) < 1e-2, "the contenders are not the same model"
+        rows.append(throughput_row(first, second, precision, target, limit))
+        rows.append(throughput_row(first, contenders[programs[2]], f"{precision}, both keep memory", None, limit))
+        rows.append(mfu_row(first, second, precision, mfu_target, limit))
+        if compiled:
+            pair = contenders[programs[3]], contenders[programs[4]]
+            rows.append(throughput_row(pair[0], second, f"{precision}, ours compiled", None, limit))
+            rows.append(throughput_row(*pair, f"{precision}, both compiled", None, limit))
+            rows.append(mfu_row(pair[0], pair[1], f"{precision}, both compiled", mfu_target, limit))
+    return rows
 
 
-def alternate(contenders: list[Contender], rounds: int) -> list[float]:
-    """Step each in turn, once unmeasured and then `rounds` times; the matmul peaks (FLOP/s) between rounds."""
+def alternate(
+    programs: list[Program], batch: Batch, rounds: int, precision: str
+) -> tuple[dict[Program, Contender], float]:
+    """Step each in turn, twice unmeasured and then `rounds` times; the best matmul rate (FLOP/s) between rounds."""
+    contenders = {program: Contender(program, batch) for program in programs}
     peaks = []
-    for measured in [False] + [True] * rounds:
-        peaks.append(matmul_peak("fp32"))
-        for contender in contenders:
-            began = perf_counter()
-            contender.losses.append(contender.step())
-            if measured:
-                contender.seconds.append(perf_counter() - began)
-            print(
-                f"{contender.name}: {perf_counter() - began:.2f} s{'' if measured else ', warming up'}", file=sys.stderr
-            )
-    return peaks
+    for n in range(WARMUP_ROUNDS + rounds):
+        peaks.append(matmul_peak(precision))
+        for contender in contenders.values():
+            contender.step(measured=n >= WARMUP_ROUNDS)
+    for contender in contenders.values():
+        contender.close()
+    return contenders, max(peaks)
 
 
-def ours(precision: str, batch: Batch, compile_it: bool = False) -> Contender:
+def ours(precision: str, batch: Batch, compile_it: bool) -> Callable[[], float]:
     """Bushcraft's own step, as the trainer does it."""
     model = Decoder(SHAPE)
     copy_weights(llama(), model)
@@ -146,10 +202,10 @@ def ours(precision: str, batch: Batch, compile_it: bool = False) -> Contender:
         model.zero_grad(set_to_none=False)
         return float(loss.detach())
 
-    return Contender(f"bushcraft {precision}{' compiled' * compile_it}", step, batch)
+    return step
 
 
-def peer(precision: str, batch: Batch, compile_it: bool = False) -> Contender:
+def peer(precision: str, batch: Batch, compile_it: bool) -> Callable[[], float]:
     """The loop that transformers' and PyTorch's documentation show."""
     model = llama()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
@@ -164,7 +220,7 @@ def peer(precision: str, batch: Batch, compile_it: bool = False) -> Contender:
         optimizer.zero_grad()
         return float(loss.detach())
 
-    return Contender(f"transformers {transformers.__version__} {precision}{' compiled' * compile_it}", step, batch)
+    return step
 
 
 def llama() -> transformers.LlamaForCausalLM:
@@ -207,45 +263,42 @@ def hf_name(name: str) -> str:
 
 def throughput_row(us: Contender, them: Contender, what: str, target: float | None, limit: float) -> dict[str, Any]:
     """Tokens per second; the limit is what the matmul peak would give."""
-    ratio = us.tokens_per_second / them.tokens_per_second
+    ratio = median_ratio(us, them)
     shape = f"{parameter_count(SHAPE) / 1e6:.1f}M parameters, {us.batch.tokens.shape[0]} × {us.batch.tokens.shape[1]}"
     return {
         "claim": f"training step, {shape} tokens, {what}",
         "unit": "tokens/s",
         "ours": round(us.tokens_per_second, 2),
         "peer": round(them.tokens_per_second, 2),
-        "peer_name": them.name,
+        "peer_name": them.program.name,
         "limit": round(us.tokens_per_second * limit / us.flops_per_second, 2),
         "ratio": round(ratio, 3),
-        "median_paired_ratio": median_ratio(us, them),
         "target": target,
         "holds": target is None or ratio >= target,
-        "seconds": {c.name: [round(s, 3) for s in c.seconds] for c in (us, them)},
-        "losses": {c.name: [round(c.losses[i], 4) for i in (0, -1)] for c in (us, them)},
+        "seconds": {c.program.name: [round(s, 3) for s in c.seconds] for c in (us, them)},
+        "losses": {c.program.name: [round(c.losses[i], 4) for i in (0, -1)] for c in (us, them)},
     }
 
 
-def mfu_row(us: Contender, them: Contender, limit: float) -> dict[str, Any]:
+def mfu_row(us: Contender, them: Contender, what: str, target: float, limit: float) -> dict[str, Any]:
     """The share of the matmul peak that the step turns into model FLOPs (causal scores only)."""
     mfu, theirs = us.flops_per_second / limit, them.flops_per_second / limit
     return {
-        "claim": "model FLOPs utilisation of the fp32 training step",
-        "unit": f"share of the matmul peak of {limit / 1e9:.1f} GFLOP/s, {THREADS} threads",
+        "claim": f"model FLOPs utilisation of the training step, {what}",
+        "unit": f"share of the matmul peak of {limit / 1e9:.0f} GFLOP/s, {THREADS} threads",
         "ours": round(mfu, 3),
         "peer": round(theirs, 3),
-        "peer_name": them.name,
+        "peer_name": them.program.name,
         "limit": 1.0,
         "ratio": round(mfu / theirs, 3),
-        "target": 0.9,
-        "holds": mfu >= 0.9,
+        "target": target,
+        "holds": mfu >= target,
     }
 
 
-def median_ratio(us: Contender, them: Contender) -> float | None:
-    """How many times faster our step is than the peer's of the same round; the batches must be the same size."""
-    if len(us.seconds) != len(them.seconds) or us.batch is not them.batch:
-        return None
-    return round(statistics.median(b / a for a, b in zip(us.seconds, them.seconds, strict=True)), 3)
+def median_ratio(us: Contender, them: Contender) -> float:
+    """How many times faster our step is than the peer's of the same round."""
+    return statistics.median(b / a for a, b in zip(us.seconds, them.seconds, strict=True))
 
 
 def batch_of(n_rows: int, width: int) -> Batch:

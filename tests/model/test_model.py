@@ -67,8 +67,8 @@ def test_attention_and_its_gradients_are_those_of_the_dense_reference(lengths: l
 
 def test_attention_operator_is_sound_for_the_compiler() -> None:
     q, k = torch.randn(2, 6, 4, 8, requires_grad=True), torch.randn(2, 6, 2, 8, requires_grad=True)
-    bounds = causal_mask(segments_from([[4, 2], [6]])).bounds
-    torch.library.opcheck(torch.ops.bushcraft.segment_attention.default, (q, k, k.clone(), bounds))
+    pieces = causal_mask(segments_from([[4, 2], [6]])).pieces
+    torch.library.opcheck(torch.ops.bushcraft.segment_attention.default, (q, k, k.clone(), pieces))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -98,7 +98,7 @@ def test_hand_written_backwards_are_derivatives(shape: tuple[int, ...]) -> None:
     torch.autograd.gradcheck(SwiGLUFunction.apply, (x, y))
     torch.autograd.gradcheck(lambda x: RotaryFunction.apply(x, angle.cos(), angle.sin()), (x,))
     x32, w32 = x.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
-    ours = torch.autograd.grad(RMSNormFunction.apply(x32, w32, 1e-6), (x32, w32), y.detach().float())
+    ours = torch.autograd.grad(RMSNormFunction.apply(x32, w32, 1e-6, x32.dtype), (x32, w32), y.detach().float())
     plain = torch.autograd.grad(torch.nn.functional.rms_norm(x32, (8,), w32, 1e-6), (x32, w32), y.detach().float())
     torch.testing.assert_close(ours, plain)
 
@@ -162,15 +162,20 @@ def test_bf16_units_and_their_emulation_train_alike(qk_norm: bool, monkeypatch: 
     assert (gradients[0] - gradients[1]).norm() < 0.05 * gradients[0].norm()
 
 
-def test_bf16_cross_entropy_rounds_the_factors_of_the_logits_and_nothing_after() -> None:
+@pytest.mark.parametrize(("has_units", "rounding"), [(True, 2**-8), (False, 0.0)])
+def test_bf16_cross_entropy_rounds_the_factors_of_the_logits_and_units_round_the_logits(
+    has_units: bool, rounding: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
+    monkeypatch.setattr("bushcraft.model.precision.multiplies_bf16", lambda _: has_units)
     h, w = torch.randn(10, 64), torch.randn(97, 64)
     targets, weights = torch.randint(97, (10,)), torch.rand(10)
     with compute_precision("bf16"), torch.no_grad():
         nll, _ = cross_entropy(h, w, targets, weights)
     logits = h.bfloat16().double() @ w.bfloat16().double().T
     expected = weights.double() @ torch.nn.functional.cross_entropy(logits, targets, reduction="none")
-    torch.testing.assert_close(nll.double(), expected, rtol=1e-6, atol=0)
+    error = 2 * rounding * float(weights.sum() * logits.abs().max())
+    torch.testing.assert_close(nll.double(), expected, rtol=1e-6, atol=error)
 
 
 def test_bf16_linear_has_the_numbers_of_a_bf16_product() -> None:

@@ -1,10 +1,10 @@
 """Attention over segments: masks are data, never matrices.
 
-Shapes: B rows, S positions, H query heads, K key/value heads, E head width, N segments.
+Shapes: B rows, S query positions, T key positions, H query heads, K key/value heads, E head width, N segments,
+P pieces.
 """
 
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
@@ -28,31 +28,31 @@ class Segments:
         return (torch.arange(n_rows * width) - begins.repeat_interleave(self.length.long())).view(n_rows, width)
 
 
-class Pattern(Enum):
-    """Which keys of its own segment a query sees."""
-
-    CAUSAL = "causal"
-
-
 @dataclass(frozen=True)
 class Mask:
-    """What may be attended to: a pattern inside of segments."""
+    """What may be attended to: rectangles of queries × keys, whole or with a causal lower right edge.
 
-    pattern: Pattern
-    bounds: Tensor
-    """(N, 3) int64 on the CPU: row, start, length; rows of one segment each are one batched call."""
+    Every query row lies in one piece at most; one that lies in none attends to nothing and gives zeros.
+    """
+
+    pieces: Tensor
+    """(P, 6) int64 on the CPU: row, first query, queries, first key, keys, causal. In a causal piece the last
+    query sees all keys, and each one before it one key less."""
 
 
 def causal_mask(segments: Segments) -> Mask:
     """Each position sees itself and what comes before it in its segment."""
-    return Mask(Pattern.CAUSAL, torch.stack([segments.row, segments.start, segments.length], dim=1).long())
+    return Mask(_pieces(segments.row, segments.start, segments.length, segments.start, segments.length, causal=True))
 
 
-def attend(q_BSHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, mask: Mask) -> Tensor:
-    """Softmax attention, scaled by E**-0.5, inside of the mask's segments: (B, S, H, E).
+def _pieces(row: Tensor, q_start: Tensor, q_length: Tensor, k_start: Tensor, k_length: Tensor, causal: bool) -> Tensor:
+    return torch.stack([row, q_start, q_length, k_start, k_length, torch.full_like(row, causal)], dim=1).long()
+
+
+def attend(q_BSHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, mask: Mask) -> Tensor:
+    """Softmax attention, scaled by E**-0.5, inside of the mask's pieces: (B, S, H, E).
 
     Query head h reads key/value head h * K // H (Ainslie et al. 2023, arXiv:2305.13245).
     """
-    assert mask.pattern is Pattern.CAUSAL
-    out: Tensor = segment_attention(q_BSHE, k_BSKE, v_BSKE, mask.bounds)[0]
+    out: Tensor = segment_attention(q_BSHE, k_BTKE, v_BTKE, mask.pieces)[0]
     return out

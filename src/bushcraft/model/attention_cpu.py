@@ -1,35 +1,37 @@
-"""Attention on the CPU: torch's flash kernel, once for each segment, or once for all rows that are one segment.
+"""Attention on the CPU, piece by piece of the mask, by torch's flash kernel or by blocks of matrix products.
 
-One custom operator, so that autograd sees one node and a compiler one opaque call, however many segments
-there are. The kernel keeps the log of the softmax's denominator for the backward pass, never builds a mask,
-and shares key/value heads among query heads by itself.
+One custom operator, so that autograd sees one node and a compiler one opaque call, however many pieces
+there are. Both kernels keep the log of the softmax's denominator for the backward pass, never build a mask
+of a whole piece, and share key/value heads among query heads by themselves.
 
-Shapes: B rows, S positions, H query heads, K key/value heads, E head width, N segments, n rows of a call,
-L positions of a call.
+Shapes: B rows, S query positions, T key positions, H query heads, K key/value heads, E head width, P pieces,
+n rows of a call, L queries of a call.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+from bushcraft.model import attention_blocks, attention_flash
+
+BY_BLOCKS = range(192, 2049)
+"""Keys of a piece for which bf16 products by blocks beat the flash kernel: by up to 2 in the backward pass. It has
+less to do for each call, and keeps what it works on in the cache where there are more keys."""
 
 
 @torch.library.custom_op("bushcraft::segment_attention", mutates_args=())
-def segment_attention(q_BSHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """Causal attention inside of segments: output (B, S, H, E) and log-sum-exp (B, S, H), in fp32.
-
-    `bounds` (N, 3): row, start, length of each segment; they tile the rows.
-    """
-    out = torch.empty_like(q_BSHE, memory_format=torch.contiguous_format)
-    lse = q_BSHE.new_empty(q_BSHE.shape[:3], dtype=torch.float32)
-    for where in _calls(bounds, q_BSHE.shape[1]):
-        q, k, v = _cut(q_BSHE, where), _cut(k_BSKE, where), _cut(v_BSKE, where)
-        o, logsumexp = _forward(q, k, v, 0.0, True)
-        out[where] = o.transpose(1, 2)
-        lse[where] = logsumexp.transpose(1, 2)
+def segment_attention(q_BSHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, pieces: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention inside of pieces (`attention.Mask`): output (B, S, H, E) and log-sum-exp (B, S, H), in fp32."""
+    out = torch.zeros_like(q_BSHE, memory_format=torch.contiguous_format)
+    lse = q_BSHE.new_zeros(q_BSHE.shape[:3], dtype=torch.float32)
+    for piece in _calls(pieces):
+        q, k, v = q_BSHE[piece.queries], k_BTKE[piece.keys], v_BTKE[piece.keys]
+        kernel = _kernel(k)
+        out[piece.queries], lse[piece.queries] = kernel.forward(q, k, v, piece.causal)
     return out, lse
 
 
@@ -41,15 +43,15 @@ def _(q_BSHE: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("bushcraft::segment_attention_backward", mutates_args=())
 def _segment_attention_backward(
-    d_out: Tensor, q_BSHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, bounds: Tensor, out: Tensor, lse: Tensor
+    d_out: Tensor, q_BSHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, pieces: Tensor, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q_BSHE, k_BSKE, v_BSKE))
-    for where in _calls(bounds, q_BSHE.shape[1]):
-        q, k, v = _cut(q_BSHE, where), _cut(k_BSKE, where), _cut(v_BSKE, where)
-        o, logsumexp = _cut(out, where), lse[where].transpose(1, 2)
-        grads = _backward(_cut(d_out, where), q, k, v, o, logsumexp, 0.0, True)
-        for total, grad in zip((dq, dk, dv), grads, strict=True):
-            total[where] = grad.transpose(1, 2)
+    dq, dk, dv = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (q_BSHE, k_BTKE, v_BTKE))
+    for piece in _calls(pieces):
+        q, k, v = q_BSHE[piece.queries], k_BTKE[piece.keys], v_BTKE[piece.keys]
+        kernel = _kernel(k)
+        found = kernel.backward(d_out[piece.queries], q, k, v, out[piece.queries], lse[piece.queries], piece.causal)
+        for total, where, part in zip((dq, dk, dv), (piece.queries, piece.keys, piece.keys), found, strict=True):
+            total[where] += part  # the keys of a prefix are in two pieces
     return dq, dk, dv
 
 
@@ -72,22 +74,27 @@ def _differentiate(
 
 segment_attention.register_autograd(_differentiate, setup_context=_save)
 
-Where = tuple[slice | Tensor, slice]
-"""Rows and positions of some segments of one length that one call can take."""
+
+def _kernel(k_nTKE: Tensor) -> ModuleType:
+    by_blocks = k_nTKE.dtype is torch.bfloat16 and k_nTKE.shape[1] in BY_BLOCKS
+    return attention_blocks if by_blocks else attention_flash
 
 
-def _calls(bounds: Tensor, width: int) -> Iterator[Where]:
-    """Rows that are one segment are taken together, any other segment by itself."""
-    whole = bounds[:, 2] == width
-    if bool(whole.all()):
-        yield slice(None), slice(None)
-        return
-    if bool(whole.any()):
-        yield bounds[whole, 0], slice(None)
-    for row, start, length in bounds[~whole].tolist():
-        yield slice(row, row + 1), slice(start, start + length)
+@dataclass(frozen=True)
+class _Call:
+    """Equal pieces of some rows, which one call can take; the places index (rows, positions)."""
+
+    queries: tuple[slice | Tensor, slice]
+    keys: tuple[slice | Tensor, slice]
+    causal: bool
 
 
-def _cut(x_BSHE: Tensor, where: Where) -> Tensor:
-    """The segments as the kernel wants them: (n, H, L, E)."""
-    return x_BSHE[where].transpose(1, 2)
+def _calls(pieces: Tensor) -> Iterator[_Call]:
+    """Pieces that differ in nothing but their row are taken together."""
+    by_shape = sorted(pieces.tolist(), key=lambda piece: (piece[1:], piece[0]))
+    for (q_start, q_length, k_start, k_length, causal), group in groupby(by_shape, key=lambda piece: piece[1:]):
+        rows = [piece[0] for piece in group]
+        index = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else torch.tensor(rows)
+        queries, keys = slice(q_start, q_start + q_length), slice(k_start, k_start + k_length)
+        if q_length and k_length:
+            yield _Call((index, queries), (index, keys), bool(causal))

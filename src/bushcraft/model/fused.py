@@ -10,27 +10,27 @@ from torch import Tensor
 
 
 class RMSNormFunction(torch.autograd.Function):
-    """y = x / rms(x) * weight over the last axis, computed in fp32, in the dtype of `x`.
+    """y = x / rms(x) * weight over the last axis, computed in fp32, given in `dtype`.
 
     Source: Zhang & Sennrich 2019 (arXiv:1910.07467).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
         out: Tensor = (x * scale).mul_(weight)
-        return out.to(x.dtype)
+        return out.to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight, scale = ctx.saved_tensors
         d_y, x_hat = d_y.float(), x * scale
         d_weight = torch.linalg.vecdot(d_y.flatten(0, -2), x_hat.flatten(0, -2), dim=0)
         d_hat = d_y * weight
         mean = torch.linalg.vecdot(d_hat, x_hat).unsqueeze(-1).div_(x.shape[-1])
-        return d_hat.sub_(x_hat.mul_(mean)).mul_(scale).to(x.dtype), d_weight, None
+        return d_hat.sub_(x_hat.mul_(mean)).mul_(scale).to(x.dtype), d_weight, None, None
 
 
 class SwiGLUFunction(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bushcraft.model.attention import Mask, attend
 from bushcraft.model.config import ModelConfig
 from bushcraft.model.fused import RMSNormFunction, RotaryFunction, SwiGLUFunction
-from bushcraft.model.precision import linear
+from bushcraft.model.precision import linear, operand_dtype
 
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines of the rotary angles, (B, S, 1, E/2) each."""
@@ -30,7 +30,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation of the last axis, in fp32.
+    """Root-mean-square normalisation of the last axis, in fp32; the result as products will read it.
 
     Source: Zhang & Sennrich 2019 (arXiv:1910.07467).
     """
@@ -43,7 +43,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = RMSNormFunction.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        out: Tensor = RMSNormFunction.apply(x, self.weight, self.eps, operand_dtype(x))  # type: ignore[no-untyped-call]
         return out
 
 

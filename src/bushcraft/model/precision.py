@@ -54,6 +54,11 @@ def operand(x: Tensor) -> Tensor:
     return x.bfloat16() if multiplies_bf16(x.device) else rounded(x)
 
 
+def operand_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which products read `x` at present: what makes it casts it once, for all of them."""
+    return torch.bfloat16 if _precision == "bf16" and multiplies_bf16(x.device) else x.dtype
+
+
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b for two operands, in place where their dtype is that of the fp32 total."""
     if a.dtype == total.dtype:

@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         positions_BS = segments.positions(*tokens_BS.shape)
         angles = rotary_angles(positions_BS, self.config.head_width, self.config.rope_theta)
         mask = causal_mask(segments)
-        torch._dynamo.maybe_mark_dynamic(mask.bounds, 0)
+        torch._dynamo.maybe_mark_dynamic(mask.pieces, 0)
         x_BSD = self.embedding(tokens_BS)
         for layer in self.layers:
             x_BSD = layer(x_BSD, mask, angles)

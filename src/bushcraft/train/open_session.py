@@ -25,6 +25,7 @@ from bushcraft.model.initialise import initialise
 from bushcraft.model.transformer import Decoder
 from bushcraft.store.workspace import Store
 from bushcraft.train.calibrate import sequences_in
+from bushcraft.train.heap import keep_freed_memory
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.peak import fastest_precision
 from bushcraft.train.recipe import Recipe
@@ -147,6 +148,7 @@ def _build(
     datasets: Datasets,
     found: tuple[str, CheckpointManifest] | None,
 ) -> Session:
+    keep_freed_memory()
     torch.set_num_threads(record.threads)
     loader = open_loader(store, recipe, record, datasets, ledger.history)
     model = Decoder(recipe.model)
