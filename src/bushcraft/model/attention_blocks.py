@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-BLOCK = 128
+BLOCK = {torch.float32: 64, torch.bfloat16: 128}
 """Queries at once; half a block of each block's causal edge is computed in vain."""
 
 
@@ -24,7 +24,7 @@ def forward(q_nLHE: Tensor, k_nTKE: Tensor, v_nTKE: Tensor, causal: bool) -> tup
     v_bTE, q_bGLE = _by_head(v_nTKE), _grouped(q_nLHE, k_nTKE)
     out = torch.empty_like(q_nLHE, memory_format=torch.contiguous_format)
     lse = torch.empty(n, length, n_heads)
-    for rows, keys, hidden in _blocks(length, k_nTKE.shape[1], causal):
+    for rows, keys, hidden in _blocks(q_nLHE, k_nTKE, causal):
         q_bXE = q_bGLE[:, :, rows].float().flatten(1, 2)
         scores = _hide(torch.bmm(q_bXE, k_bET[:, :, keys]), hidden)
         p = scores.softmax(-1)
@@ -38,7 +38,7 @@ def backward(
     d_out: Tensor, q_nLHE: Tensor, k_nTKE: Tensor, v_nTKE: Tensor, out: Tensor, lse_nLH: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values, in their shapes."""
-    n, length, n_heads, width = q_nLHE.shape
+    n, _, n_heads, width = q_nLHE.shape
     delta_nLH = torch.linalg.vecdot(d_out.float(), out.float())
     q_bGLX = _grouped(_with_columns(q_nLHE * width**-0.5, -lse_nLH), k_nTKE)
     do_bGLX = _grouped(_with_columns(d_out, -delta_nLH), k_nTKE)
@@ -47,7 +47,7 @@ def backward(
     k_bXT, v_bXT = (_with_ones(_by_head(x), n_columns).transpose(1, 2) for x in (k_nTKE, v_nTKE))
     dq = torch.empty_like(q_nLHE, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros(k_bTE.shape) for _ in range(2))
-    for rows, keys, hidden in _blocks(length, k_nTKE.shape[1], causal):
+    for rows, keys, hidden in _blocks(q_nLHE, k_nTKE, causal):
         q_bRX, do_bRX = (x[:, :, rows].flatten(1, 2) for x in (q_bGLX, do_bGLX))
         p = _hide(torch.bmm(q_bRX, k_bXT[:, :, keys]), hidden).exp_()
         d_scores = torch.bmm(do_bRX, v_bXT[:, :, keys]).mul_(p)
@@ -57,11 +57,12 @@ def backward(
     return dq, _back(dk, k_nTKE), _back(dv, v_nTKE)
 
 
-def _blocks(length: int, n_keys: int, causal: bool) -> Iterator[tuple[slice, slice, Tensor | None]]:
+def _blocks(q_nLHE: Tensor, k_nTKE: Tensor, causal: bool) -> Iterator[tuple[slice, slice, Tensor | None]]:
     """Blocks of queries, the keys that they see, and which of the last keys are hidden from whom, (R, R) bool."""
+    length, n_keys, block = q_nLHE.shape[1], k_nTKE.shape[1], BLOCK[q_nLHE.dtype]
     before = n_keys - length
-    for begin in range(0, length, BLOCK):
-        end = min(begin + BLOCK, length)
+    for begin in range(0, length, block):
+        end = min(begin + block, length)
         if causal:
             size = end - begin
             yield slice(begin, end), slice(before + end), torch.ones(size, size, dtype=torch.bool).triu_(1)

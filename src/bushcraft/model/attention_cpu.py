@@ -18,9 +18,9 @@ from torch import Tensor
 
 from bushcraft.model import attention_blocks, attention_flash
 
-BY_BLOCKS = range(192, 2049)
-"""Keys of a piece for which bf16 products by blocks beat the flash kernel: by up to 2 in the backward pass. It has
-less to do for each call, and keeps what it works on in the cache where there are more keys."""
+BY_BLOCKS = {torch.bfloat16: range(192, 2049), torch.float32: range(384, 1025)}
+"""Keys of a piece for which products by blocks beat the flash kernel: in bf16 by up to 2 in the backward pass. It
+has less to do for each call, and keeps what it works on in the cache where there are more keys."""
 
 
 @torch.library.custom_op("bushcraft::segment_attention", mutates_args=())
@@ -76,7 +76,7 @@ segment_attention.register_autograd(_differentiate, setup_context=_save)
 
 
 def _kernel(k_nTKE: Tensor) -> ModuleType:
-    by_blocks = k_nTKE.dtype is torch.bfloat16 and k_nTKE.shape[1] in BY_BLOCKS
+    by_blocks = k_nTKE.shape[1] in BY_BLOCKS.get(k_nTKE.dtype, ())
     return attention_blocks if by_blocks else attention_flash
 
 
