@@ -72,7 +72,7 @@ def test_bf16_is_as_near_as_its_rounding(kernel: ModuleType, causal: bool, scale
 def test_queries_outside_of_all_pieces_give_zeros_and_keys_of_two_pieces_get_both_gradients() -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 9, 2, 8, requires_grad=True) for _ in range(3))
-    pieces = torch.tensor([[0, 0, 3, 0, 3, 0], [0, 3, 4, 0, 7, 1], [1, 0, 9, 2, 5, 0]])
+    pieces = torch.tensor([[0, 0, 3, 0, 0, 3, 0], [0, 3, 4, 0, 0, 7, 1], [1, 0, 9, 1, 2, 5, 0]])
     out, _ = segment_attention(q, k, v, pieces)
     parts = [dense(q[:1, :3], k[:1, :3], v[:1, :3], False)[0], dense(q[:1, 3:7], k[:1, :7], v[:1, :7], True)[0]]
     expected = torch.cat(

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bushcraft.model.attention import Segments, attend, causal_mask
+from bushcraft.model.attention import Segments
 from bushcraft.model.config import ModelConfig, parameter_count
 from bushcraft.model.cross_entropy import cross_entropy
 from bushcraft.model.flops import forward_flops, training_flops
@@ -26,49 +25,6 @@ def segments_from(lengths_by_row: list[list[int]]) -> Segments:
     rows = [(r, sum(lengths[:i]), 0, n) for r, lengths in enumerate(lengths_by_row) for i, n in enumerate(lengths)]
     row, start, prefix, length = torch.tensor(rows, dtype=torch.int32).T
     return Segments(row=row, start=start, prefix_length=prefix, length=length)
-
-
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
-    """The reference: a matrix of all scores, masked."""
-    n_rows, width, heads, _ = q.shape
-    identity = torch.arange(len(segments.row)).repeat_interleave(segments.length.long()).view(n_rows, width)
-    seen = (identity[:, :, None] == identity[:, None, :]) & torch.ones(width, width, dtype=torch.bool).tril()
-    k, v = (x.repeat_interleave(heads // x.shape[2], dim=2) for x in (k, v))
-    scores = torch.einsum("bqhe,bkhe->bhqk", q, k) * q.shape[-1] ** -0.5
-    weights = scores.masked_fill(~seen[:, None], float("-inf")).softmax(-1)
-    return torch.einsum("bhqk,bkhe->bqhe", weights, v)
-
-
-@st.composite
-def segmentations(draw: st.DrawFn) -> list[list[int]]:
-    width = draw(st.integers(1, 24))
-    rows = []
-    for _ in range(draw(st.integers(1, 3))):
-        cuts = sorted(draw(st.sets(st.integers(1, width - 1), max_size=4))) if width > 1 else []
-        rows.append([b - a for a, b in zip([0, *cuts], [*cuts, width], strict=True)])
-    return rows
-
-
-@settings(max_examples=60, deadline=None)
-@given(lengths=segmentations(), groups=st.sampled_from([1, 2, 4]))
-def test_attention_and_its_gradients_are_those_of_the_dense_reference(lengths: list[list[int]], groups: int) -> None:
-    torch.manual_seed(0)
-    shape = (len(lengths), sum(lengths[0]))
-    q = torch.randn(*shape, 4, 8, requires_grad=True)
-    k, v = (torch.randn(*shape, 4 // groups, 8, requires_grad=True) for _ in range(2))
-    segments = segments_from(lengths)
-    direction = torch.randn(*shape, 4, 8)
-    results = []
-    for out in (attend(q, k, v, causal_mask(segments)), dense_attention(q, k, v, segments)):
-        results.append([out, *torch.autograd.grad(out, (q, k, v), direction)])
-    for ours, reference in zip(*results, strict=True):
-        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
-
-
-def test_attention_operator_is_sound_for_the_compiler() -> None:
-    q, k = torch.randn(2, 6, 4, 8, requires_grad=True), torch.randn(2, 6, 2, 8, requires_grad=True)
-    pieces = causal_mask(segments_from([[4, 2], [6]])).pieces
-    torch.library.opcheck(torch.ops.bushcraft.segment_attention.default, (q, k, k.clone(), pieces))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -32,21 +32,51 @@ class Segments:
 class Mask:
     """What may be attended to: rectangles of queries × keys, whole or with a causal lower right edge.
 
-    Every query row lies in one piece at most; one that lies in none attends to nothing and gives zeros.
+    Every query lies in one piece at most; one that lies in none attends to nothing and gives zeros.
     """
 
     pieces: Tensor
-    """(P, 6) int64 on the CPU: row, first query, queries, first key, keys, causal. In a causal piece the last
-    query sees all keys, and each one before it one key less."""
+    """(P, 7) int64 on the CPU: row of the queries, first query, queries, row of the keys, first key, keys, causal.
+    In a causal piece the last query sees all keys, and each one before it one key less."""
+
+    def n_scores(self) -> int:
+        """Pairs of a query and a key that it sees: what attention costs."""
+        _, _, n_queries, _, _, n_keys, causal = self.pieces.unbind(1)
+        return int((n_queries * n_keys - causal * (n_queries * (n_queries - 1) // 2)).sum())
 
 
-def causal_mask(segments: Segments) -> Mask:
-    """Each position sees itself and what comes before it in its segment."""
-    return Mask(_pieces(segments.row, segments.start, segments.length, segments.start, segments.length, causal=True))
+def prefix_mask(segments: Segments) -> Mask:
+    """Each position sees what comes before it in its segment; positions of the prefix see all of the prefix.
+
+    Where the prefix is empty this is causal attention. Source: Raffel et al. 2020 (arXiv:1910.10683), section 3.2.1.
+    """
+    row, start, prefix, length = segments.row, segments.start, segments.prefix_length, segments.length
+    return Mask(
+        torch.cat(
+            [
+                _pieces(row, start, prefix, row, start, prefix, causal=False),
+                _pieces(row, start + prefix, length - prefix, row, start, length, causal=True),
+            ]
+        )
+    )
 
 
-def _pieces(row: Tensor, q_start: Tensor, q_length: Tensor, k_start: Tensor, k_length: Tensor, causal: bool) -> Tensor:
-    return torch.stack([row, q_start, q_length, k_start, k_length, torch.full_like(row, causal)], dim=1).long()
+def bidirectional_mask(segments: Segments) -> Mask:
+    """Each position sees all of its segment."""
+    row, start, length = segments.row, segments.start, segments.length
+    return Mask(_pieces(row, start, length, row, start, length, causal=False))
+
+
+def cross_mask(queries: Segments, keys: Segments) -> Mask:
+    """Each position of the n-th segment of the queries sees all of the n-th segment of the keys."""
+    assert len(queries.row) == len(keys.row), "a segment of the decoder belongs to one of the encoder"
+    return Mask(_pieces(queries.row, queries.start, queries.length, keys.row, keys.start, keys.length, causal=False))
+
+
+def _pieces(*columns: Tensor, causal: bool) -> Tensor:
+    """Rows of `Mask.pieces`, without those that hold no score."""
+    pieces = torch.stack([*columns, torch.full_like(columns[0], causal)], dim=1).long()
+    return pieces[(pieces[:, 2] > 0) & (pieces[:, 5] > 0)]
 
 
 def attend(q_BSHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, mask: Mask) -> Tensor:

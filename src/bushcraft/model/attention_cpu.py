@@ -90,11 +90,19 @@ class _Call:
 
 
 def _calls(pieces: Tensor) -> Iterator[_Call]:
-    """Pieces that differ in nothing but their row are taken together."""
-    by_shape = sorted(pieces.tolist(), key=lambda piece: (piece[1:], piece[0]))
-    for (q_start, q_length, k_start, k_length, causal), group in groupby(by_shape, key=lambda piece: piece[1:]):
-        rows = [piece[0] for piece in group]
-        index = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else torch.tensor(rows)
+    """Pieces that differ in nothing but their rows are taken together."""
+
+    def shape(piece: list[int]) -> list[int]:
+        return [*piece[1:3], *piece[4:]]
+
+    by_shape = sorted(pieces.tolist(), key=lambda piece: (shape(piece), piece))
+    for (q_start, q_length, k_start, k_length, causal), group in groupby(by_shape, key=shape):
+        q_rows, k_rows = zip(*((piece[0], piece[3]) for piece in group), strict=True)
         queries, keys = slice(q_start, q_start + q_length), slice(k_start, k_start + k_length)
-        if q_length and k_length:
-            yield _Call((index, queries), (index, keys), bool(causal))
+        yield _Call((_index(q_rows), queries), (_index(k_rows), keys), bool(causal))
+
+
+def _index(rows: tuple[int, ...]) -> slice | Tensor:
+    """A view of consecutive rows, a copy of others."""
+    consecutive = rows == tuple(range(rows[0], rows[0] + len(rows)))
+    return slice(rows[0], rows[0] + len(rows)) if consecutive else torch.tensor(rows)

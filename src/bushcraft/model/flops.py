@@ -4,7 +4,7 @@ A multiply-add is two operations; the backward pass costs twice the forward. Att
 the mask lets through and no others. Norms, activations and the softmax are not counted.
 """
 
-from bushcraft.model.attention import Segments
+from bushcraft.model.attention import Segments, prefix_mask
 from bushcraft.model.config import ModelConfig, matmul_parameters
 
 BACKWARD = 2
@@ -13,10 +13,8 @@ BACKWARD = 2
 
 def forward_flops(config: ModelConfig, segments: Segments) -> int:
     """Operations of one forward pass over a batch, the output layer included."""
-    length = segments.length.long()
-    n_tokens = int(length.sum())
-    n_scores = int((length * (length + 1) // 2).sum())  # causal: position i sees i + 1 keys
-    attention = 2 * 2 * n_scores * config.n_heads * config.head_width * config.n_layers
+    n_tokens = int(segments.length.sum())
+    attention = 2 * 2 * prefix_mask(segments).n_scores() * config.n_heads * config.head_width * config.n_layers
     return 2 * matmul_parameters(config) * n_tokens + attention
 
 

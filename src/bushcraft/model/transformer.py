@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bushcraft.model.attention import Mask, Segments, causal_mask
+from bushcraft.model.attention import Mask, Segments, prefix_mask
 from bushcraft.model.config import ModelConfig
 from bushcraft.model.layers import Angles, Attention, RMSNorm, SwiGLU, rotary_angles
 
@@ -43,7 +43,10 @@ class Embedding(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A causal transformer. `forward` gives normalised hidden states; `unembedding_VD` turns them into logits."""
+    """A transformer over causal or prefix segments.
+
+    `forward` gives normalised hidden states; `unembedding_VD` turns them into logits.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -61,7 +64,7 @@ class Decoder(nn.Module):
         """Hidden states (B, S, D) of packed rows; positions begin again in each segment."""
         positions_BS = segments.positions(*tokens_BS.shape)
         angles = rotary_angles(positions_BS, self.config.head_width, self.config.rope_theta)
-        mask = causal_mask(segments)
+        mask = prefix_mask(segments)
         torch._dynamo.maybe_mark_dynamic(mask.pieces, 0)
         x_BSD = self.embedding(tokens_BS)
         for layer in self.layers:
