@@ -14,7 +14,7 @@ from bushcraft.store.pack import PackWriter
 from bushcraft.store.workspace import Store
 from bushcraft.train.open_session import open_session
 from bushcraft.train.progress import stdout_console
-from bushcraft.train.recipe import load_recipe
+from bushcraft.train.resolve import load_recipe
 from bushcraft.train.trainer import StopRequest, train
 
 SETTINGS = (

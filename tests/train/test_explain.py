@@ -11,7 +11,8 @@ from rich.console import Console
 
 from bushcraft.train.explain import explain, explain_json, explain_text, print_explanation, reference_markdown
 from bushcraft.train.overrides import toml_value
-from bushcraft.train.recipe import load_recipe, recipe_keys
+from bushcraft.train.recipe import recipe_keys
+from bushcraft.train.resolve import load_recipe
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "recipe.md"
 EXAMPLE = Path(__file__).with_name("example.toml")

@@ -10,15 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from bushcraft.errors import RecipeError
-from bushcraft.train.recipe import (
-    Recipe,
-    RunConfig,
-    bundled_recipes,
-    differences,
-    find_recipe,
-    load_recipe,
-    recipe_keys,
-)
+from bushcraft.train.recipe import Recipe, RunConfig, differences, recipe_keys
+from bushcraft.train.resolve import bundled_recipes, find_recipe, load_recipe
 
 EXAMPLE = Path(__file__).with_name("example.toml")
 """A recipe with values that these tests know; the bundled ones may be tuned."""

@@ -28,7 +28,7 @@ def train(
 ) -> None:
     """Train. The same command goes on with a run that was stopped or killed, to the same bits."""
     from bushcraft.train.explain import print_explanation
-    from bushcraft.train.recipe import load_recipe
+    from bushcraft.train.resolve import load_recipe
 
     resolved = load_recipe(recipe, set_ or [])
     if explain:

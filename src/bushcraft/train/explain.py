@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bushcraft.train.overrides import allowed_values, same_key, toml_value
-from bushcraft.train.recipe import ResolvedRecipe, recipe_keys
+from bushcraft.train.recipe import recipe_keys
+from bushcraft.train.resolve import ResolvedRecipe
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,20 @@
 """The recipe: everything that a run's result depends on, beside its data and its code.
 
-A recipe is read from TOML, changed with `--set a.b=c`, checked as a whole, and never changed afterwards.
+The models of its sections, which check it as a whole; it never changes afterwards. `resolve.py` reads one.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from blake3 import blake3
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-import bushcraft
 from bushcraft.errors import RecipeError
 from bushcraft.model.config import ModelConfig
 from bushcraft.train import overrides as written_by_user
-from bushcraft.train.overrides import Origin, Table, Written
+from bushcraft.train.overrides import Table, Written
 
 
 def _whole(value: object) -> object:
@@ -259,56 +255,6 @@ class Recipe(Section):
         return _flat(self.model_dump())
 
 
-@dataclass(frozen=True)
-class ResolvedRecipe:
-    """A recipe, where each of its values came from, and the name of the file that it was read from."""
-
-    recipe: Recipe
-    provenance: Mapping[str, Origin]
-    source: str
-
-
-def load_recipe(recipe: str | Path | None = None, overrides: Iterable[str] = ()) -> ResolvedRecipe:
-    """Read a recipe (a path, or the name of one that comes with Bushcraft; `tiny` by default) and override it."""
-    path = find_recipe(recipe)
-    text_keys = [key for key, field in recipe_keys().items() if field.annotation is str]
-    written = written_by_user.with_overrides(
-        written_by_user.read_toml(path, _shown(path)),
-        [written_by_user.parse_override(text, text_keys) for text in overrides],
-        alternatives=[RUN_LENGTHS, CHECKPOINT_INTERVALS],
-    )
-    checked = Recipe.checked(written)
-    defaults = {key: field.get_default(call_default_factory=True) for key, field in recipe_keys().items()}
-
-    def origin(key: str, value: object) -> Origin:
-        pattern = next(k for k in defaults if written_by_user.same_key(k, key))
-        return written.origins.get(key) or Origin("default" if value == defaults[pattern] else "derived")
-
-    provenance = {key: origin(key, value) for key, value in checked.values().items()}
-    return ResolvedRecipe(checked, MappingProxyType(provenance), written.source)
-
-
-def find_recipe(recipe: str | Path | None = None) -> Path:
-    """The file of a recipe that is given by its path or by its bare name."""
-    folder = bundled_recipes()
-    path = Path(recipe or "tiny")
-    if recipe is not None and path.is_file():
-        return path
-    if len(path.parts) == 1 and (folder / path.with_suffix(".toml").name).is_file():
-        return folder / path.with_suffix(".toml").name
-    names = sorted(file.stem for file in folder.glob("*.toml"))
-    nearest = written_by_user.nearest_key(path.stem, names)
-    hint = f"Did you mean {nearest}? " if nearest else ""
-    raise RecipeError(f"there is no recipe {path}", f"{hint}Give a path, or one of the names {', '.join(names)}")
-
-
-def bundled_recipes() -> Path:
-    """The folder of the recipes that come with Bushcraft: inside an installed package, or beside src/."""
-    package = Path(bushcraft.__file__).parent
-    installed = package / "recipes"
-    return installed if installed.is_dir() else package.parents[1] / "recipes"
-
-
 def recipe_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> dict[str, FieldInfo]:
     """Every section, table and value that a recipe can have, by its dotted key, with `*` for any name."""
     keys: dict[str, FieldInfo] = {}
@@ -340,9 +286,3 @@ def _given(section: Section, keys: Iterable[str]) -> list[str]:
     """The keys of a section that are not None, each with its value, as messages show them."""
     values = {key: getattr(section, key.rpartition(".")[2]) for key in keys}
     return [f"{key} = {written_by_user.toml_value(value)}" for key, value in values.items() if value is not None]
-
-
-def _shown(path: Path) -> str:
-    """A path as messages show it: relative to the working directory where it lies inside."""
-    absolute = path.resolve()
-    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
