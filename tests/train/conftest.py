@@ -2,15 +2,21 @@
 
 import sysconfig
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bushcraft.data.manifest import DatasetManifest, split_from_packs, write_manifest
 from bushcraft.store.pack import PackWriter
 from bushcraft.store.workspace import Store
+from bushcraft.train.open_session import open_session
+from bushcraft.train.resolve import load_recipe
+from bushcraft.train.session import Session
 
 TINY_MODEL = (
     "run.sequences=96",
@@ -22,6 +28,20 @@ TINY_MODEL = (
     "evaluate.heldout_bytes=2000",
 )
 """The smoke recipe, made smaller still."""
+
+
+@contextmanager
+def tiny_session(store: Store, name: str, *settings: str) -> Iterator[Session]:
+    """A run of `TINY_MODEL` in this process, whose memory and threads stay as they are."""
+    recipe = load_recipe("smoke", [*TINY_MODEL, *settings, f"run.name={name}"]).recipe
+    threads = torch.get_num_threads()
+    with mock.patch("bushcraft.train.open_session.keep_freed_memory"):
+        session = open_session(store, recipe, lambda _: None)
+    try:
+        yield session
+    finally:
+        session.ledger.close()
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

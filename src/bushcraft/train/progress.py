@@ -3,13 +3,18 @@
 import sys
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+if TYPE_CHECKING:  # torch takes seconds to import, and `run show` needs no more than `clock`
+    from bushcraft.train.peak import MatmulPeak
+
 PLAIN_SECONDS = 10.0
 SMOOTHING = 0.9
+SMOOTHED = ("loss", "bits_per_byte", "n_tokens", "flops", "seconds", "data_seconds")
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,9 @@ class StepReport:
 
 
 class Progress:
-    """The live line; `peak` is the machine's matmul FLOP/s."""
+    """The live line; `peak` is what its MFU is a share of."""
 
-    def __init__(self, console: Console, peak: float) -> None:
+    def __init__(self, console: Console, peak: "MatmulPeak") -> None:
         self._console = console
         self._peak = peak
         self._live = Live(console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
@@ -59,7 +64,7 @@ class Progress:
 
     def step(self, report: StepReport) -> None:
         """Show a step."""
-        means = {k: self._smooth(k, getattr(report, k)) for k in ("loss", "bits_per_byte", "seconds", "data_seconds")}
+        means = {key: self._smooth(key, getattr(report, key)) for key in SMOOTHED}
         line = self._line(report, means)
         if self._live:
             self._live.update(Text(line))
@@ -73,8 +78,8 @@ class Progress:
             f"step {report.step}/{report.n_steps}"
             f"  loss {means['loss']:.3f}"
             f"  {means['bits_per_byte']:.3f} bits/byte"
-            f"  {report.n_tokens / means['seconds']:,.0f} tokens/s"
-            f"  MFU {100 * report.flops / means['seconds'] / self._peak:.0f} %"
+            f"  {means['n_tokens'] / means['seconds']:,.0f} tokens/s"
+            f"  {mfu(means['flops'] / means['seconds'], self._peak.flops)}"
             f"  data wait {100 * means['data_seconds'] / means['seconds']:.1f} %"
             f"  ETA {clock(left)}"
         )
@@ -85,6 +90,11 @@ class Progress:
         weight = self._mean.get(f"{key} weight", 0.0) * SMOOTHING + 1
         self._mean[key], self._mean[f"{key} weight"] = total, weight
         return total / weight
+
+
+def mfu(rate: float, peak: float) -> str:
+    """The share that `rate` has of `peak` (FLOP/s). A rate above it says that the peak was not seen yet."""
+    return f"MFU {100 * rate / peak:.0f} %" if rate <= peak else "MFU at most 100 %"
 
 
 def clock(seconds: float) -> str:

@@ -17,7 +17,7 @@ from bushcraft.objectives.batch import Batch
 from bushcraft.objectives.causal import causal
 from bushcraft.train import receipt as receipts
 from bushcraft.train.evaluate import Score, heldout_documents, score
-from bushcraft.train.peak import matmul_peak
+from bushcraft.train.peak import MatmulPeak
 from bushcraft.train.progress import Progress, StepReport
 from bushcraft.train.recipe import CheckpointConfig
 from bushcraft.train.sample import TextModel
@@ -61,7 +61,8 @@ def train(session: Session, console: Console, stop: StopRequest) -> Score | None
     earlier = receipts.receipts(ledger.history)
     ledger.history.clear()
     due = _CheckpointDue(session.recipe.checkpoint, session.position)
-    with Progress(console, matmul_peak(session.record.precision)) as progress:
+    peak = MatmulPeak(session.record.precision)
+    with Progress(console, peak) as progress:
         while True:
             begin, until = session.loader.order.step(session.position, end)
             if begin == until:
@@ -71,6 +72,8 @@ def train(session: Session, console: Console, stop: StopRequest) -> Score | None
                 ledger.append("interrupted", session.position, durable=True)
                 return None
             _train_step(session, begin, until, earlier, progress)
+            with ledger.clock.phase("init"):
+                peak.look_again()
             if until < end and due.at(until):
                 _save(session, progress)
             if until < end and _crosses(session.recipe.evaluate.every_sequences, begin, until):
