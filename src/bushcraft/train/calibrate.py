@@ -1,5 +1,6 @@
 """How many sequences fit into `run.minutes` on this machine: measured once, at the first start of a run."""
 
+import statistics
 import time
 
 import torch
@@ -12,8 +13,8 @@ from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.recipe import Recipe
 from bushcraft.train.step import clip, gradients
 
-WARMUP_STEPS = 1
-MEASURED_STEPS = 3
+WARMUP_STEPS = 2
+MEASURED_STEPS = 7
 MARGIN = 0.95
 """The share of the minutes that is planned for steps; checkpoints and slower moments have the rest."""
 
@@ -26,16 +27,16 @@ def sequences_in(recipe: Recipe, precision: str) -> int:
     initialise(model, recipe.run.seed)
     optimizer = Optimizer(model, recipe.optimizer)
     batch = _random_batch(part, recipe.run.sequence_length, recipe.model.vocab_size)
-    began = 0.0
-    for step in range(WARMUP_STEPS + MEASURED_STEPS):
-        if step == WARMUP_STEPS:
-            began = time.perf_counter()
+    seconds = []
+    for _ in range(WARMUP_STEPS + MEASURED_STEPS):
+        began = time.perf_counter()
         gradients(model, [batch] * (size // part), 1.0, precision, recipe.optimizer.z_loss)
         clip(list(model.parameters()), recipe.optimizer.clip_norm)
         optimizer.step(0.0)
         model.zero_grad()
-    seconds = (time.perf_counter() - began) / MEASURED_STEPS
-    return size * max(1, int(MARGIN * 60 * recipe.run.minutes / seconds))
+        seconds.append(time.perf_counter() - began)
+    typical = statistics.median(seconds[WARMUP_STEPS:])
+    return size * max(1, int(MARGIN * 60 * recipe.run.minutes / typical))
 
 
 def _random_batch(n_rows: int, width: int, vocab_size: int) -> Batch:

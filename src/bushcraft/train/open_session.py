@@ -48,6 +48,7 @@ def open_session(store: Store, recipe: Recipe, say: Say) -> Session:
 
     Errors: `RecipeError`, `DataError`, `RunError`, `CheckpointError`, `StoreError`.
     """
+    keep_freed_memory()
     name = recipe.run.name
     _restore_lost_ledger(store, name, say)
     _check_compiler(recipe)
@@ -148,7 +149,6 @@ def _build(
     datasets: Datasets,
     found: tuple[str, CheckpointManifest] | None,
 ) -> Session:
-    keep_freed_memory()
     torch.set_num_threads(record.threads)
     loader = open_loader(store, recipe, record, datasets, ledger.history)
     model = Decoder(recipe.model)

@@ -131,14 +131,17 @@ class ObjectiveConfig(Section):
 class OptimizerConfig(Section):
     """How the weights follow the gradients."""
 
-    name: Literal["adamw"] = "adamw"
-    """The update rule: AdamW (Loshchilov & Hutter, arXiv:1711.05101)."""
+    name: Literal["adamw", "muon"] = "adamw"
+    """The update rule: AdamW (Loshchilov & Hutter, arXiv:1711.05101) for all parameters, or Muon (Jordan et al. 2024)
+    for the matrices inside of the model and AdamW for embeddings and vectors, with one learning rate for both."""
     learning_rate: Positive
     """The peak, which `schedule` scales."""
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.95), strict=False)
     """How slowly the averages of the gradient and of its square forget."""
     eps: Positive = 1e-8
     """Floor under the root of the averaged square."""
+    momentum: Beta = 0.95
+    """How slowly Muon's average of the gradient forgets."""
     weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled decay of the matrices, times the learning rate."""
     clip_norm: float = Field(default=1.0, ge=0)
