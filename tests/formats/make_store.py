@@ -15,7 +15,8 @@ from bushcraft.store.workspace import Store
 from bushcraft.train.open_session import open_session
 from bushcraft.train.progress import stdout_console
 from bushcraft.train.resolve import load_recipe
-from bushcraft.train.trainer import StopRequest, train
+from bushcraft.train.stop import StopRequest
+from bushcraft.train.trainer import train
 
 SETTINGS = (
     "run.name=fixture",

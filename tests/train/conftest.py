@@ -1,5 +1,7 @@
 """A small store of real text that training tests share."""
 
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bushcraft.data.manifest import DatasetManifest, split_from_packs, write_manifest
+from bushcraft.ledger.events import Event
+from bushcraft.ledger.ledger import read_ledger
 from bushcraft.store.pack import PackWriter
 from bushcraft.store.workspace import Store
 from bushcraft.train.open_session import open_session
@@ -28,6 +32,22 @@ TINY_MODEL = (
     "evaluate.heldout_bytes=2000",
 )
 """The smoke recipe, made smaller still."""
+
+
+def arguments(store: Store, name: str, *settings: str) -> list[str]:
+    """Of the command that trains `TINY_MODEL`."""
+    chosen = [*TINY_MODEL, *settings, f"run.name={name}"]
+    return ["train", "smoke", "--store", str(store.root), *(part for s in chosen for part in ("--set", s))]
+
+
+def train(store: Store, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own."""
+    command = [sys.executable, "-m", "bushcraft.cli", *arguments(store, name, *settings)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def events_of(store: Store, name: str) -> list[Event]:
+    return read_ledger(store.runs / name, name)
 
 
 @contextmanager
@@ -74,6 +94,14 @@ def text_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         root = store.depot.put_bytes(tokenizer.to_str().encode())
         write_manifest(store.depot, DatasetManifest(dataset, root, "bpe-512", 512, 0, 2, splits))
     return store
+
+
+@pytest.fixture(scope="session")
+def reference(text_store: Store) -> str:
+    """An uninterrupted run of `TINY_MODEL`."""
+    done = train(text_store, "reference")
+    assert done.returncode == 0, done.stderr
+    return "reference"
 
 
 def _texts() -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from bushcraft.store.workspace import Store
 from bushcraft.train import trainer
 from bushcraft.train.peak import SECONDS, SHARE, MatmulPeak, matmul_peak
 from bushcraft.train.progress import Progress, StepReport
-from bushcraft.train.trainer import StopRequest
+from bushcraft.train.stop import StopRequest
 from tests.train.conftest import tiny_session
 
 REPORT = StepReport(

@@ -12,41 +12,17 @@ import pytest
 
 from bushcraft.checkpoint.manifest import read_manifest
 from bushcraft.checkpoint.newest import checkpoints, verify
-from bushcraft.ledger.events import Event
 from bushcraft.ledger.goodput import goodput
-from bushcraft.ledger.ledger import read_ledger
 from bushcraft.store.workspace import Store
 from bushcraft.train.compare import compare
-from tests.train.conftest import TINY_MODEL
+from tests.train.conftest import arguments, events_of, train
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
-
-
-def arguments(store: Store, name: str, *settings: str) -> list[str]:
-    chosen = [*TINY_MODEL, *settings, f"run.name={name}"]
-    return ["train", "smoke", "--store", str(store.root), *(part for s in chosen for part in ("--set", s))]
-
-
-def train(store: Store, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bushcraft.cli", *arguments(store, name, *settings)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def train_and_kill(store: Store, name: str, operation: int, when: str) -> int:
     command = [sys.executable, str(KILLED_RUN), str(operation), when, *arguments(store, name)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300).returncode
-
-
-@pytest.fixture(scope="module")
-def reference(text_store: Store) -> str:
-    """An uninterrupted run."""
-    done = train(text_store, "reference")
-    assert done.returncode == 0, done.stderr
-    return "reference"
-
-
-def events_of(store: Store, name: str) -> list[Event]:
-    return read_ledger(store.runs / name, name)
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def train(
 def _train(store: "Store", recipe: "Recipe", console: "Console") -> bool:
     """Train to the end (True) or until somebody asks to stop (False)."""
     from bushcraft.train.open_session import open_session
-    from bushcraft.train.trainer import StopRequest
+    from bushcraft.train.stop import StopRequest
     from bushcraft.train.trainer import train as train_session
 
     with StopRequest().on_signals() as stop:
@@ -68,5 +68,7 @@ def _train(store: "Store", recipe: "Recipe", console: "Console") -> bool:
             session.ledger.close()
     if not finished:
         where = f"position {session.position:,} of {session.record.sequences:,}"
+        if session.position == session.record.sequences:
+            where += ", before the last evaluation"
         console.print(f"stopped at {where}; checkpoint written, the same command goes on", highlight=False)
     return finished

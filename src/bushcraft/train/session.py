@@ -37,6 +37,8 @@ class Session:
     receipt: str = EMPTY
     checkpoint: str | None = None
     """Object name of the newest checkpoint's manifest."""
+    saved_at: int | None = None
+    """The position of that checkpoint."""
 
     @property
     def separator(self) -> int:
@@ -78,6 +80,7 @@ class Session:
             tensors=save_tensors(self.store.depot, tensors),
         )
         self.checkpoint = write_manifest(self.store.depot, manifest)
+        self.saved_at = self.position
         self.ledger.append("checkpoint", self.position, durable=True, manifest=self.checkpoint, step=self.step)
         return self.checkpoint
 
@@ -89,4 +92,4 @@ class Session:
         for key, target in targets.items():
             load_tensor(self.store.depot, key, manifest.tensors[key], target)
         self.position, self.step, self.receipt = manifest.position, manifest.step, manifest.receipt
-        self.checkpoint = name
+        self.checkpoint, self.saved_at = name, manifest.position

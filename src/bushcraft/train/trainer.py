@@ -1,17 +1,15 @@
 """The training loop: from the session's position to the end of the run, or to a signal that asks it to stop."""
 
 import math
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from types import FrameType
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from bushcraft.errors import RunError
+from bushcraft.ledger.events import Event
 from bushcraft.model.flops import training_flops
 from bushcraft.objectives.batch import Batch
 from bushcraft.objectives.causal import causal
@@ -24,67 +22,58 @@ from bushcraft.train.sample import TextModel
 from bushcraft.train.schedule import learning_rate
 from bushcraft.train.session import Session
 from bushcraft.train.step import StepResult, clip, gradients, losses
+from bushcraft.train.stop import Stopped, StopRequest
 
 EVALUATION_TOKENS = 8192
 """Of one batch."""
 
 
-@dataclass
-class StopRequest:
-    """Whether somebody asked the run to stop at the next step (Ctrl-C, SIGTERM)."""
-
-    asked: bool = False
-
-    @contextmanager
-    def on_signals(self) -> Iterator["StopRequest"]:
-        """Listen inside the block; a second Ctrl-C interrupts at once, which loses no durable byte."""
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            if self.asked:
-                signal.default_int_handler(number, frame)
-            self.asked = True
-
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 def train(session: Session, console: Console, stop: StopRequest) -> Score | None:
-    """Train to the end and evaluate; None if it was asked to stop before (a checkpoint was written).
+    """Train to the end and evaluate; None if it was asked to stop before (a checkpoint of its position stands).
 
     Errors: `RunError` (the loss is not finite, the data changed), `CorruptObjectError`, `StoreError`.
     """
-    ledger, end = session.ledger, session.record.sequences
+    with Progress(console, peak := MatmulPeak(session.record.precision)) as progress:
+        try:
+            _train_steps(session, progress, peak, stop)
+            _save(session, progress)
+            found = evaluate(session, progress, None, stop)
+            samples = _samples(session, stop)
+        except Stopped:
+            _save(session, progress)
+            session.ledger.append("interrupted", session.position, durable=True)
+            return None
+    session.ledger.append("finished", session.position, durable=True, checkpoint=session.checkpoint, samples=samples)
+    return found
+
+
+def _train_steps(session: Session, progress: Progress, peak: MatmulPeak, stop: StopRequest) -> None:
+    """Every step that is left, with the checkpoints and evaluations that are due between them. Raises `Stopped`."""
+    ledger, end, config = session.ledger, session.record.sequences, session.recipe.evaluate
     earlier = receipts.receipts(ledger.history)
+    evaluated = _last_evaluation(ledger.history, session.position)
     ledger.history.clear()
-    due = _CheckpointDue(session.recipe.checkpoint, session.position)
-    peak = MatmulPeak(session.record.precision)
-    with Progress(console, peak) as progress:
-        while True:
-            begin, until = session.loader.order.step(session.position, end)
-            if begin == until:
-                break
-            if stop.asked:
-                _save(session, progress)
-                ledger.append("interrupted", session.position, durable=True)
-                return None
-            _train_step(session, begin, until, earlier, progress)
-            with ledger.clock.phase("init"):
-                peak.look_again()
-            if until < end and due.at(until):
-                _save(session, progress)
-            if until < end and _crosses(session.recipe.evaluate.every_sequences, begin, until):
-                found = evaluate(session, progress, session.recipe.evaluate.heldout_bytes)
-                if found.bits_per_byte is not None:
-                    progress.say(f"position {until:,}: held-out {found.bits_per_byte:.4f} bits/byte")
-        _save(session, progress)
-        found = evaluate(session, progress, None)
-        samples = _samples(session)
-        ledger.append("finished", session.position, durable=True, checkpoint=session.checkpoint, samples=samples)
-        return found
+    checkpoint_due = _CheckpointDue(session.recipe.checkpoint, session.position)
+    while True:
+        stop.check()
+        if session.position < end and _crosses(config.every_sequences, evaluated, session.position):
+            found = evaluate(session, progress, config.heldout_bytes, stop)
+            evaluated = session.position
+            if found.bits_per_byte is not None:
+                progress.say(f"position {evaluated:,}: held-out {found.bits_per_byte:.4f} bits/byte")
+        begin, until = session.loader.order.step(session.position, end)
+        if begin == until:
+            return
+        _train_step(session, begin, until, earlier, progress)
+        with ledger.clock.phase("init"):
+            peak.look_again()
+        if until < end and checkpoint_due.at(until):
+            _save(session, progress)
+
+
+def _last_evaluation(history: list[Event], position: int) -> int:
+    """Where the run was evaluated last, up to `position`; 0 if nowhere. One that was stopped is not there."""
+    return max((e.position for e in history if e.type == "evaluation" and e.position <= position), default=0)
 
 
 class _CheckpointDue:
@@ -165,19 +154,25 @@ def _update(session: Session, batches: list[Batch], n_targets: int, rate: float)
 
 
 def _save(session: Session, progress: Progress) -> None:
+    """Write a checkpoint, unless there is one of this position."""
+    if session.saved_at == session.position:
+        return
     progress.busy(f"step {session.step}: writing a checkpoint")
     with session.ledger.clock.phase("save"):
         session.save()
 
 
-def _samples(session: Session) -> list[dict[str, str]]:
+def _samples(session: Session, stop: StopRequest) -> list[dict[str, str]]:
     config = session.recipe.evaluate
     text_model = TextModel.of(session.model, session.store.depot, session.sources[0].manifest)
+
+    def continuation(prompt: str) -> Iterator[str]:
+        for piece in text_model.continuation(prompt, config.sample_tokens, 0.7, 0.9, seed=0):
+            stop.check()
+            yield piece
+
     with session.ledger.clock.phase("evaluate"):
-        return [
-            {"prompt": prompt, "text": "".join(text_model.continuation(prompt, config.sample_tokens, 0.7, 0.9, seed=0))}
-            for prompt in config.sample_prompts
-        ]
+        return [{"prompt": prompt, "text": "".join(continuation(prompt))} for prompt in config.sample_prompts]
 
 
 def _crosses(interval: int, begin: int, until: int) -> bool:
@@ -185,13 +180,18 @@ def _crosses(interval: int, begin: int, until: int) -> bool:
     return bool(interval) and begin // interval != until // interval
 
 
-def evaluate(session: Session, progress: Progress, max_bytes: int | None) -> Score:
-    """Score the held-out documents of the first source; an `evaluation` event."""
+def evaluate(session: Session, progress: Progress, max_bytes: int | None, stop: StopRequest) -> Score:
+    """Score the held-out documents of the first source; an `evaluation` event. Raises `Stopped` between batches."""
     manifest = session.sources[0].manifest
     total = min(manifest.splits["heldout"].n_text_bytes, max_bytes or math.inf)
+
+    def nats(batch: Batch) -> Tensor:
+        stop.check()
+        return losses(session.model, batch, session.record.precision)[0]
+
     with session.ledger.clock.phase("evaluate"), torch.no_grad():
         found = score(
-            lambda batch: losses(session.model, batch, session.record.precision)[0],
+            nats,
             heldout_documents(session.store.depot, manifest, max_bytes),
             session.separator,
             session.recipe.run.sequence_length,
