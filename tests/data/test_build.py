@@ -221,6 +221,12 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     assert make(store, corpus).train["n_documents"] > 60
 
 
+def test_what_a_killed_process_left_in_the_depot_is_removed(store: Store, corpus: Path) -> None:
+    (store.depot.root / "incoming" / "1-abandoned").write_bytes(b"half a pack")
+    make(store, corpus)
+    assert not list((store.depot.root / "incoming").iterdir())
+
+
 def test_two_builds_of_one_thing_at_once_are_refused(
     store: Store, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

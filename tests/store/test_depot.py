@@ -73,10 +73,10 @@ def test_reference_names_cannot_leave_the_depot(depot: Depot, ref: str) -> None:
 
 
 def test_nothing_is_visible_after_a_failed_write(depot: Depot, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: Path, _: bytes) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError, match=r"No space left.*Free some space"):
         depot.put_bytes(b"too much")
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from bushcraft.checkpoint.newest import checkpoints, verify
 from bushcraft.ledger.goodput import goodput
 from bushcraft.store.workspace import Store
 from bushcraft.train.compare import compare
-from tests.train.conftest import arguments, events_of, train
+from tests.train.conftest import arguments, events_of, tiny_session, train
 
 KILLED_RUN = Path(__file__).with_name("killed_run.py")
 
@@ -155,6 +155,12 @@ def test_full_disk_ends_in_one_line_and_loses_nothing(text_store: Store) -> None
     assert done.stderr.count("\n") == 1
     assert not checkpoints(text_store.depot, "full")
     assert train(text_store, "full").returncode == 0
+
+
+def test_what_a_killed_process_left_in_the_depot_is_removed(text_store: Store) -> None:
+    (text_store.depot.root / "incoming" / "1-abandoned").write_bytes(b"half a checkpoint")
+    with tiny_session(text_store, "cleans"):
+        assert not list((text_store.depot.root / "incoming").iterdir())
 
 
 def test_json_of_a_run_is_json(text_store: Store, reference: str) -> None:

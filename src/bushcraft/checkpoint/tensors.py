@@ -21,20 +21,15 @@ def save_tensors(depot: Depot, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     pending: dict[str, tuple[Tensor, int, int, str]] = {}
     names = sorted(tensors)
     while names:
-        path = depot.new_file()
         size = 0
-        with machine_errors("write", path):
-            try:
-                with path.open("wb") as file:
-                    while names and size < OBJECT_BYTES:
-                        name = names.pop(0)
-                        data = _bytes_of(tensors[name])
-                        file.write(data)
-                        pending[name] = (tensors[name], size, size + len(data), xxhash.xxh3_128_hexdigest(data))
-                        size += len(data)
-                stored = depot.put_file(path)
-            finally:
-                path.unlink(missing_ok=True)
+        with depot.new_file() as new, machine_errors("write", new.path):
+            while names and size < OBJECT_BYTES:
+                name = names.pop(0)
+                data = _bytes_of(tensors[name])
+                new.write(data)
+                pending[name] = (tensors[name], size, size + len(data), xxhash.xxh3_128_hexdigest(data))
+                size += len(data)
+            stored = depot.put_file(new)
         for name, (tensor, begin, end, checksum) in pending.items():
             shape = tuple(tensor.shape)
             chunk = Chunk((0,) * len(shape), shape, stored, begin, end, checksum)

@@ -87,6 +87,7 @@ def build_dataset(
     """
     started = time.monotonic()
     settings.check()
+    store.depot.remove_abandoned_files()
     newest = store.depot.latest(f"datasets/{name}")
     inputs = ([s.name, s.path, s.size, s.modified_ns] for s in sources)
     about = asdict(settings) | {"version": BUILD_VERSION, "tokenizer": (settings.tokenizer or b"").hex()}

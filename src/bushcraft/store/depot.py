@@ -3,15 +3,14 @@
     depot.json                   {"format": "bushcraft-depot", "version": 1}
     objects/ab/cdef…             an object; its path spells the BLAKE3 hash of its bytes
     refs/NAME/00000007-HASH      the 7th value of the reference NAME (an empty file; the name says it all)
-    incoming/                    files that are not objects yet
+    incoming/                    files that are not objects yet, locked by their writers
 
-A copy of this directory is again a depot. There is no delete.
+A copy of this directory is again a depot. No object is ever deleted.
 """
 
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from blake3 import blake3
 
 from bushcraft.errors import CorruptObjectError, StoreError
 from bushcraft.store.durable import fsync_directory, machine_errors, make_directory, publish_file, write_atomically
+from bushcraft.store.incoming import IncomingFile, remove_abandoned
 
 VERSION = 1
 _OBJECT_NAME = re.compile(r"[0-9a-f]{64}")
@@ -83,35 +83,35 @@ class Depot:
             except FileNotFoundError:
                 raise self._missing(name) from None
 
-    def new_file(self) -> Path:
-        """A path of a file to be written and then handed to `put_file`; on the depot's own file system."""
+    def new_file(self) -> IncomingFile:
+        """A file to be written and then handed to `put_file`; close it in any case. Errors: `StoreError`."""
         incoming = self.root / "incoming"
-        with machine_errors("create", incoming):
+        with machine_errors("write", incoming):
             incoming.mkdir(exist_ok=True)  # a copy of a depot may have come without its empty directories
-        return incoming / f"{os.getpid()}-{secrets.token_hex(8)}"
+            return IncomingFile(incoming)
+
+    def remove_abandoned_files(self) -> None:
+        """Remove what killed processes left unfinished; called by a process that will write. Errors: `StoreError`."""
+        with machine_errors("write", self.root / "incoming"):
+            remove_abandoned(self.root / "incoming")
 
     def put_bytes(self, data: bytes) -> str:
         """Store `data` durably; its name. Putting it again is free of effect."""
         name = object_name(data)
-        if self._holds(name, len(data)):
-            return name
-        temporary = self.new_file()
-        with machine_errors("write", temporary):
-            try:
-                temporary.write_bytes(data)
-                publish_file(temporary, self.path(name))
-            finally:
-                temporary.unlink(missing_ok=True)
+        if not self._holds(name, len(data)):
+            with self.new_file() as new, machine_errors("write", new.path):
+                new.write(data)
+                new.file.flush()
+                publish_file(new.path, self.path(name))
         return name
 
-    def put_file(self, temporary: Path) -> str:
-        """Store a finished file from `new_file`, which moves; its name."""
-        with machine_errors("write", temporary):
-            name = _hash_file(temporary)
-            if self._holds(name, temporary.stat().st_size):
-                temporary.unlink()
-            else:
-                publish_file(temporary, self.path(name))
+    def put_file(self, new: IncomingFile) -> str:
+        """Store a finished file from `new_file`, which moves and is closed; its name."""
+        with new, machine_errors("write", new.path):
+            new.file.flush()
+            name = _hash_file(new.path)
+            if not self._holds(name, new.path.stat().st_size):
+                publish_file(new.path, self.path(name))
         return name
 
     def read(self, name: str) -> bytes:

@@ -20,6 +20,8 @@ _NEXT_STEP = {
     errno.EROFS: "Choose a --store on a file system that can be written",
     errno.ENOTDIR: "Choose a --store whose parents are directories",
     errno.EEXIST: "Choose a --store that is a directory",
+    errno.ENOLCK: "Choose a --store on a file system with locks (flock)",
+    errno.EOPNOTSUPP: "Choose a --store on a file system with locks (flock)",
     errno.EIO: "The disk fails: move the store to another one",
 }
 

@@ -15,7 +15,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from io import BufferedWriter
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from bushcraft.errors import CorruptObjectError, StoreError
 from bushcraft.store.depot import Depot, object_name
 from bushcraft.store.durable import machine_errors
+from bushcraft.store.incoming import IncomingFile
 
 VERSION = 1
 FRAME_BYTES = 256 * 1024
@@ -54,18 +54,17 @@ class PackEntry:
 class PackWriter:
     """Streams documents into a pack in bounded memory; `close` puts it into the depot.
 
-    Nothing is visible in the depot before `close`; a killed writer leaves a file in `incoming`.
+    Nothing is visible in the depot before `close`.
     """
 
     def __init__(self, depot: Depot, itemsize: int) -> None:
         """`itemsize`: bytes of a token id, 2 or 4."""
         self.depot = depot
         self.dtype = np.dtype({2: "<u2", 4: "<u4"}[itemsize])
-        self._path = depot.new_file()
-        self._file: BufferedWriter | None = None
+        self._file: IncomingFile | None = None
         self._pending = bytearray()
         self._checksums = bytearray()
-        self._n_tokens = 0
+        self._n_bytes = self._n_tokens = 0
         self._starts: list[int] = []
         self._text_bytes: list[int] = []
         self._names: list[str] = []
@@ -113,13 +112,10 @@ class PackWriter:
         footer = json.dumps(header, separators=(",", ":")).encode() + b"\n" + bytes(self._checksums)
         self._write(documents + names + footer + len(footer).to_bytes(8, "little") + END_MAGIC)
         assert self._file is not None
-        with machine_errors("write", self._path):
-            self._file.close()
-            n_bytes = self._path.stat().st_size
         entry = PackEntry(
-            object=self.depot.put_file(self._path),
+            object=self.depot.put_file(self._file),
             footer=object_name(footer),
-            n_bytes=n_bytes,
+            n_bytes=self._n_bytes,
             footer_bytes=len(footer),
             n_tokens=self._n_tokens,
             n_documents=len(self._starts),
@@ -132,18 +128,18 @@ class PackWriter:
         """Give up what was written."""
         if self._file is not None:
             self._file.close()
-            self._path.unlink(missing_ok=True)
 
     def _write_frame(self, frame: bytes) -> None:
         self._checksums += xxhash.xxh3_128_digest(frame)
         self._write(frame)
 
     def _write(self, data: bytes) -> None:
-        with machine_errors("write", self._path):
-            if self._file is None:
-                self._file = self._path.open("wb")
-                self._file.write(MAGIC)
+        if self._file is None:
+            self._file = self.depot.new_file()
+            data = MAGIC + data
+        with machine_errors("write", self._file.path):
             self._file.write(data)
+        self._n_bytes += len(data)
 
 
 class PackReader:

@@ -50,6 +50,7 @@ def open_session(store: Store, recipe: Recipe, say: Say) -> Session:
     """
     keep_freed_memory()
     name = recipe.run.name
+    store.depot.remove_abandoned_files()
     _restore_lost_ledger(store, name, say)
     _check_compiler(recipe)
     datasets = open_datasets(store, recipe)  # before there is a trace of a run that could never train
