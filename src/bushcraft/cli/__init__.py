@@ -34,6 +34,7 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    threads_yield()
     try:
         app()
     except BushcraftError as error:
@@ -42,3 +43,13 @@ def main() -> None:
     except BrokenPipeError:  # `bushcraft … | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def threads_yield() -> None:
+    """Let a thread that waits for another sleep after some microseconds; to be called before torch is imported.
+
+    By default GNU OpenMP spins for milliseconds. Then any other busy process, a monitor or a compiler, takes turns
+    with threads that do nothing but wait, and a training step takes 7 times as long in place of 1.6.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = "2000"
