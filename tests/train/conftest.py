@@ -32,6 +32,7 @@ TINY_MODEL = (
     "evaluate.heldout_bytes=2000",
 )
 """The smoke recipe, made smaller still."""
+STOPPED_RUN = Path(__file__).with_name("stopped_run.py")
 
 
 def arguments(store: Store, name: str, *settings: str) -> list[str]:
@@ -44,6 +45,14 @@ def train(store: Store, name: str, *settings: str) -> subprocess.CompletedProces
     """In a process of its own."""
     command = [sys.executable, "-m", "bushcraft.cli", *arguments(store, name, *settings)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def train_and_stop(store: Store, name: str, function: str, call: int, *settings: str) -> tuple[str, int]:
+    """What the run told when it got a SIGINT at that call of the function, and how many calls came after it."""
+    command = [sys.executable, str(STOPPED_RUN), function, str(call), *arguments(store, name, *settings)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, int(done.stderr)
 
 
 def events_of(store: Store, name: str) -> list[Event]:

@@ -2,24 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bushcraft.checkpoint.newest import checkpoints
 from bushcraft.store.workspace import Store
 from bushcraft.train.compare import compare
-from tests.train.conftest import arguments, events_of, train
-
-STOPPED_RUN = Path(__file__).with_name("stopped_run.py")
-
-
-def train_and_stop(store: Store, name: str, function: str, call: int, *settings: str) -> tuple[str, int]:
-    """What the run told when it got a SIGINT at that call of the function, and how many calls came after it."""
-    command = [sys.executable, str(STOPPED_RUN), function, str(call), *arguments(store, name, *settings)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, int(done.stderr)
+from tests.train.conftest import arguments, events_of, train, train_and_stop
 
 
 @pytest.mark.slow

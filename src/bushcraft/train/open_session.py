@@ -79,11 +79,12 @@ def open_session(store: Store, recipe: Recipe, say: Say) -> Session:
 def open_datasets(store: Store, recipe: Recipe, roots: dict[str, str] | None = None) -> Datasets:
     """The data set of each source, by `roots` where the run knows them; checked against each other and the model.
 
+    In the order of `roots`, else of the recipe: the order of the first start is the order of the run for ever.
     Errors: `DataError` (missing, nothing in it, different tokenizers), `RecipeError` (vocabulary too small).
     """
     found = {
-        name: read_dataset(store.depot, roots[name] if roots else source.dataset)
-        for name, source in recipe.data.sources.items()
+        name: read_dataset(store.depot, roots[name] if roots else recipe.data.sources[name].dataset)
+        for name in roots or recipe.data.sources
     }
     first = next(iter(found.values()))[1]
     for _, manifest in found.values():
