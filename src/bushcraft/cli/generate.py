@@ -21,9 +21,10 @@ def generate(
     json: JsonOption = False,
 ) -> None:
     """Generate text. The text goes to stdout as it comes."""
+    where = open_store(store)  # before torch is imported, which takes seconds
     from bushcraft.train.load_model import load_model
 
-    model, checkpoint = load_model(open_store(store), run)
+    model, checkpoint = load_model(where, run)
     pieces = model.continuation(prompt, tokens, temperature, top_p, seed)
     if json:
         return print_json({"prompt": prompt, "text": "".join(pieces), "checkpoint": checkpoint})

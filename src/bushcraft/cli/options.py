@@ -8,14 +8,27 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bushcraft.errors import StoreError
 from bushcraft.store.workspace import Store, default_store
 
+
+def _store_path(text: str) -> Path:
+    """An empty --store is a variable that was not set, and not the working directory."""
+    if not text:
+        raise StoreError("--store is empty", "Name a directory, or leave --store away")
+    return Path(text)
+
+
 StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="Where the store is; $BUSHCRAFT_STORE or ./store by default.")
+    Path | None,
+    typer.Option(
+        "--store",
+        parser=_store_path,
+        metavar="PATH",
+        help="Where the store is; $BUSHCRAFT_STORE or ./store by default.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
 UNWRAPPED = 500
 """Columns: a terminal may wrap a long name, but it stays one name when it is copied or piped."""
 

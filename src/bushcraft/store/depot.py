@@ -207,10 +207,15 @@ class Depot:
     def refs(self, prefix: str) -> list[str]:
         """The names of all references below `prefix`, sorted."""
         top = self._ref_directory(prefix)
+
+        def refused(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):  # there is no reference yet
+                raise error
+
         with machine_errors("read", top):
             return sorted(
                 directory.relative_to(self.root / "refs").as_posix()
-                for directory, _, files in ((Path(d), ds, fs) for d, ds, fs in os.walk(top))
+                for directory, _, files in ((Path(d), ds, fs) for d, ds, fs in os.walk(top, onerror=refused))
                 if any(map(_REF_VALUE.fullmatch, files))
             )
 

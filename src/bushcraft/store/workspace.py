@@ -36,10 +36,11 @@ class Store:
     def open(cls, root: Path) -> "Store":
         """The store at `root`. Errors: `StoreError` if there is none."""
         root = root.absolute()
-        if not (root / "depot").is_dir():
-            raise StoreError(
-                f"there is no store at {root}", "Make one by `bushcraft data build`, or name it by --store"
-            )
+        with machine_errors("open", root):
+            if not (root / "depot").is_dir():
+                raise StoreError(
+                    f"there is no store at {root}", "Make one by `bushcraft data build`, or name it by --store"
+                )
         return cls(root, Depot.open(root / "depot"))
 
     @property

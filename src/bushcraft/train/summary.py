@@ -9,6 +9,7 @@ from typing import Any
 from bushcraft.ledger.events import Event
 from bushcraft.ledger.goodput import goodput
 from bushcraft.ledger.ledger import read_ledger
+from bushcraft.store.durable import machine_errors
 from bushcraft.train.recipe import Recipe
 from bushcraft.train.run_record import changed_keys, present_recipe
 
@@ -40,15 +41,18 @@ class RunSummary:
 
 
 def runs(directory: Path) -> list[str]:
-    """The names of all runs, sorted."""
-    return sorted(path.parent.name for path in directory.glob("*/ledger.jsonl"))
+    """The names of all runs, sorted. Errors: `StoreError`."""
+    with machine_errors("read", directory):
+        found = directory.iterdir() if directory.exists() else ()
+        return sorted(run.name for run in found if (run / "ledger.jsonl").exists())
 
 
 def is_finished(directory: Path, recipe: Recipe) -> bool:
     """Whether the recipe's run has come to its end. Errors: `RunError` if it was another recipe's run."""
     name = recipe.run.name
-    if not (directory / name / "ledger.jsonl").exists():
-        return False
+    with machine_errors("read", directory / name):
+        if not (directory / name / "ledger.jsonl").exists():
+            return False
     events = read_ledger(directory / name, name)
     if not events or events[-1].type != "finished":
         return False
@@ -86,14 +90,15 @@ def _end_state(last: Event | None) -> str:
 
 def _is_locked(lock: Path) -> bool:
     """Whether a process holds the run."""
-    if not lock.exists():
-        return False
-    with lock.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+    with machine_errors("open", lock):
+        if not lock.exists():
+            return False
+        with lock.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
 
 
 def _last(events: list[Event], attribute: str) -> Any:
