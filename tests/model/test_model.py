@@ -1,5 +1,7 @@
 """The layers are what their papers say, and the hand-written backward passes are their derivatives."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -201,13 +203,18 @@ def test_flops_are_those_that_a_counter_counts() -> None:
     assert training_flops(SMALL, segments) == 3 * forward_flops(SMALL, segments)
 
 
-def test_cached_generation_is_what_the_whole_sequence_gives() -> None:
+@pytest.mark.parametrize("prompt_is_prefix", [False, True])
+def test_cached_generation_is_what_the_whole_sequence_gives(prompt_is_prefix: bool) -> None:
     model = Decoder(SMALL)
     initialise(model, 0)
     _open_residual(model)
-    tokens = [1, 2, 3]
-    for token in generate(model, tokens, 12, temperature=0, top_p=1, seed=0):
-        h = model(torch.tensor([tokens]), segments_from([[len(tokens)]]))
+    prompt = [1, 2, 3]
+    tokens = prompt
+    for token in generate(model, prompt, 12, temperature=0, top_p=1, seed=0, prompt_is_prefix=prompt_is_prefix):
+        segments = segments_from([[len(tokens)]])
+        if prompt_is_prefix:
+            segments = replace(segments, prefix_length=torch.tensor([len(prompt)], dtype=torch.int32))
+        h = model(torch.tensor([tokens]), segments)
         assert token == int((h[0, -1] @ model.unembedding_VD.T).argmax())
         tokens = [*tokens, token]
 

@@ -31,4 +31,4 @@ def load_model(store: Store, run_or_checkpoint: str) -> tuple[TextModel, str]:
     for key, parameter in model.named_parameters():
         load_tensor(store.depot, f"model/{key}", manifest.tensors[f"model/{key}"], parameter.data)
     dataset = read_dataset(store.depot, next(iter(manifest.datasets.values())))[1]
-    return TextModel.of(model, store.depot, dataset), name
+    return TextModel.of(model, store.depot, dataset, recipe.objective.kind), name

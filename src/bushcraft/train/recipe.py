@@ -122,10 +122,17 @@ class DataConfig(Section):
 class ObjectiveConfig(Section):
     """What the model learns to predict."""
 
-    kind: Literal["causal"] = "causal"
-    """"causal": each next token."""
+    kind: Literal["causal", "prefix"] = "causal"
+    """"causal": each next token. "prefix": a document's beginning, of random length, is read both ways, and what
+    follows is predicted (Raffel et al. 2020, arXiv:1910.10683, section 3.2.1)."""
     document_mask: bool = True
     """Keep attention inside a document, where a sequence holds several."""
+
+    @model_validator(mode="after")
+    def _prefixes_are_of_documents(self) -> Self:
+        if self.kind == "prefix" and not self.document_mask:
+            raise ValueError('objective.kind = "prefix" is about documents: use objective.document_mask = true')
+        return self
 
 
 class OptimizerConfig(Section):

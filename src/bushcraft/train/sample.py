@@ -21,19 +21,21 @@ class TextModel:
     model: Decoder
     tokenizer: Tokenizer
     separator: int
+    reads_prompts_both_ways: bool
+    """Whether it was trained on prefixes, as which it then takes a prompt."""
 
     @classmethod
-    def of(cls, model: Decoder, depot: Depot, dataset: DatasetManifest) -> "TextModel":
-        """The model with the tokenizer of the data set that it was trained on."""
+    def of(cls, model: Decoder, depot: Depot, dataset: DatasetManifest, objective: str) -> "TextModel":
+        """The model with the tokenizer of the data set and the kind of objective that it was trained on."""
         tokenizer = Tokenizer.from_buffer(depot.read(dataset.tokenizer))
         tokenizer.encode_special_tokens = True
-        return cls(model, tokenizer, dataset.separator_id)
+        return cls(model, tokenizer, dataset.separator_id, objective == "prefix")
 
     def continuation(self, prompt: str, n_tokens: int, temperature: float, top_p: float, seed: int) -> Iterator[str]:
         """Go on with `prompt` until the document ends or `n_tokens` are there; pieces of text."""
         ids = [self.separator, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
         pending: list[int] = []
-        for token in generate(self.model, ids, n_tokens, temperature, top_p, seed):
+        for token in generate(self.model, ids, n_tokens, temperature, top_p, seed, self.reads_prompts_both_ways):
             if token == self.separator:
                 break
             pending.append(token)

@@ -8,16 +8,18 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from bushcraft.data.loader import Rows
 from bushcraft.errors import RunError
 from bushcraft.ledger.events import Event
 from bushcraft.model.flops import training_flops
 from bushcraft.objectives.batch import Batch
 from bushcraft.objectives.causal import causal
+from bushcraft.objectives.prefix import prefix
 from bushcraft.train import receipt as receipts
 from bushcraft.train.evaluate import Score, heldout_documents, score
 from bushcraft.train.peak import MatmulPeak
 from bushcraft.train.progress import Progress, StepReport
-from bushcraft.train.recipe import CheckpointConfig
+from bushcraft.train.recipe import CheckpointConfig, Recipe
 from bushcraft.train.sample import TextModel
 from bushcraft.train.schedule import learning_rate
 from bushcraft.train.session import Session
@@ -104,14 +106,14 @@ def _train_step(session: Session, begin: int, until: int, earlier: dict[int, str
     rows = session.loader.rows(begin, until)
     size = recipe.run.microbatch_size
     parts = [rows.part(first, min(first + size, until - begin)) for first in range(0, until - begin, size)]
-    batches = [causal(part, recipe.objective.document_mask) for part in parts]
+    batches = [_batch(recipe, part, begin + i * size) for i, part in enumerate(parts)]
     receipt = receipts.extend(session.receipt, begin, until, rows)
     receipts.check_replay(until, receipt, earlier)
     data_seconds = time.perf_counter() - began
     clock.enter("step")
     progress_made = (begin + until) / 2 / session.record.sequences
     rate = learning_rate(progress_made, recipe.schedule, recipe.optimizer.learning_rate)
-    n_targets = int(rows.real.sum())
+    n_targets = int(sum(batch.loss_weights.sum() for batch in batches))
     result = _update(session, batches, n_targets, rate)
     session.position, session.step, session.receipt = until, session.step + 1, receipt
     session.ledger.append(
@@ -130,12 +132,19 @@ def _train_step(session: Session, begin: int, until: int, earlier: dict[int, str
             n_steps=session.step + -(-(session.record.sequences - until) // (until - begin)),
             loss=result.loss,
             bits_per_byte=result.loss / math.log(2) / session.bytes_per_token,
-            n_tokens=n_targets,
+            n_tokens=int(rows.real.sum()),
             flops=sum(training_flops(recipe.model, batch.segments) for batch in batches),
             seconds=time.perf_counter() - began,
             data_seconds=data_seconds,
         )
     )
+
+
+def _batch(recipe: Recipe, rows: Rows, begin: int) -> Batch:
+    """The batch of rows that stand at positions from `begin` on."""
+    if recipe.objective.kind == "prefix":
+        return prefix(rows, begin, recipe.run.seed)
+    return causal(rows, recipe.objective.document_mask)
 
 
 def _update(session: Session, batches: list[Batch], n_targets: int, rate: float) -> StepResult:
@@ -164,7 +173,8 @@ def _save(session: Session, progress: Progress) -> None:
 
 def _samples(session: Session, stop: StopRequest) -> list[dict[str, str]]:
     config = session.recipe.evaluate
-    text_model = TextModel.of(session.model, session.store.depot, session.sources[0].manifest)
+    objective = session.recipe.objective.kind
+    text_model = TextModel.of(session.model, session.store.depot, session.sources[0].manifest, objective)
 
     def continuation(prompt: str) -> Iterator[str]:
         for piece in text_model.continuation(prompt, config.sample_tokens, 0.7, 0.9, seed=0):
