@@ -1,5 +1,7 @@
 """A ledger survives kills and notices damage; its time sums to the whole."""
 
+import fcntl
+import threading
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,37 @@ def test_line_that_a_kill_tore_is_dropped_and_nothing_else(directory: Path, depo
     ledger.append("step", 7)
     ledger.close()
     assert [e.position for e in read_ledger(directory, "a")] == [0, 1, 7]
+
+
+def test_a_lost_ledger_is_restored_with_the_lock_held(directory: Path, depot: Depot) -> None:
+    """Else a process that comes second would replace the file that the first one is writing."""
+    first = Ledger.open(directory, "a", depot)
+    (directory / "ledger.jsonl").unlink()
+    with pytest.raises(RunError, match="another process"):
+        Ledger.open(directory, "a", depot, restore=lambda: pytest.fail("restored what another process holds"))
+    first._lock.close()
+    restored = []
+    Ledger.open(directory, "a", depot, restore=lambda: restored.append(True)).close()
+    assert restored == [True]
+    Ledger.open(directory, "a", depot, restore=lambda: pytest.fail("restored what is there")).close()
+
+
+def test_a_look_at_the_lock_does_not_keep_a_run_from_starting(directory: Path, depot: Depot) -> None:
+    """`bushcraft run list` asks whether a run is going on by a shared lock."""
+    Ledger.open(directory, "a", depot).close()
+    with (directory / "lock").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        end = threading.Timer(0.1, lambda: fcntl.flock(file, fcntl.LOCK_UN))
+        end.start()
+        Ledger.open(directory, "a", depot).close()
+        end.join()
+
+
+def test_what_a_killed_process_left_beside_the_ledger_is_removed(directory: Path, depot: Depot) -> None:
+    Ledger.open(directory, "a", depot).close()
+    (directory / ".seals.json.123.tmp").write_bytes(b"[")
+    Ledger.open(directory, "a", depot).close()
+    assert sorted(path.name for path in directory.iterdir()) == ["ledger.jsonl", "lock"]
 
 
 def test_every_flipped_byte_of_a_line_is_noticed() -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bushcraft.ledger.phases import PhaseClock
 from bushcraft.store.depot import Depot
 from bushcraft.store.durable import machine_errors, make_directory, write_atomically
 
+LOCK_SECONDS = 0.5
 _RESTORE = "Move this run's directory away: the same command restores the ledger from the newest checkpoint"
 
 
@@ -47,25 +48,27 @@ class Ledger:
             self._file = path.open("ab")
 
     @classmethod
-    def open(cls, directory: Path, run: str, depot: Depot) -> "Ledger":
+    def open(cls, directory: Path, run: str, depot: Depot, restore: Callable[[], None] = lambda: None) -> "Ledger":
         """The ledger in `directory`, new or continued; a torn last line of a killed process is dropped.
 
-        Errors: `RunError` if another process writes it; `StoreError` if a line in it is damaged.
+        Where there is none, `restore` may write it, with the lock held. Errors: `RunError` if another process writes
+        it; `StoreError` if a line in it is damaged.
         """
+        path = directory / "ledger.jsonl"
         with machine_errors("write", directory):
             make_directory(directory)
-            lock = (directory / "lock").open("ab")
+            lock = _lock(directory / "lock", run)
+            for abandoned in directory.glob(".*.tmp"):  # of `write_atomically` in a process that was killed
+                abandoned.unlink()
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"run {run!r} is being trained by another process",
-                "Wait for it, stop it, or train under another name by --set run.name=NAME",
-            ) from None
-        path = directory / "ledger.jsonl"
-        with machine_errors("read", path):
-            events = _drop_torn_line(path) if path.exists() else []
-        return cls(path, run, depot, lock, events)
+            with machine_errors("read", path):
+                if not path.exists():
+                    restore()
+                events = _drop_torn_line(path) if path.exists() else []
+            return cls(path, run, depot, lock, events)
+        except BaseException:
+            lock.close()
+            raise
 
     def append(self, type_: EventType, position: int, durable: bool = False, **data: Any) -> Event:
         """Write one event; `durable` waits until it is on the disk (a kill never loses more than a torn line)."""
@@ -136,6 +139,27 @@ def restore_ledger(directory: Path, depot: Depot, root: str) -> None:
     lines = b"".join(depot.read(segment["object"]) for segment in document["segments"])
     write_atomically(directory / "seals.json", json.dumps(document["segments"]).encode())
     write_atomically(directory / "ledger.jsonl", lines)
+
+
+def _lock(path: Path, run: str) -> BufferedWriter:
+    """The open file `path`, locked. Errors: `RunError` if another process has it, and keeps it.
+
+    Who only asks whether the run is going on (`bushcraft run list`) has it for a moment.
+    """
+    file = path.open("ab")
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise RunError(
+                    f"run {run!r} is being trained by another process",
+                    "Wait for it, stop it, or train under another name by --set run.name=NAME",
+                ) from None
+            time.sleep(LOCK_SECONDS / 20)
 
 
 def _parse(data: bytes, path: Path) -> Iterator[Event]:

@@ -51,10 +51,9 @@ def open_session(store: Store, recipe: Recipe, say: Say) -> Session:
     keep_freed_memory()
     name = recipe.run.name
     store.depot.remove_abandoned_files()
-    _restore_lost_ledger(store, name, say)
     _check_compiler(recipe)
     datasets = open_datasets(store, recipe)  # before there is a trace of a run that could never train
-    ledger = Ledger.open(store.runs / name, name, store.depot)
+    ledger = Ledger.open(store.runs / name, name, store.depot, lambda: _restore_lost_ledger(store, name, say))
     try:
         ledger.clock.enter("init")
         if ledger.history:
@@ -168,8 +167,6 @@ def _build(
 
 def _restore_lost_ledger(store: Store, name: str, say: Say) -> None:
     """A run whose directory is gone has its history in its checkpoints."""
-    if (store.runs / name / "ledger.jsonl").exists():
-        return
     for _, checkpoint in checkpoints(store.depot, name):
         try:
             restore_ledger(store.runs / name, store.depot, read_manifest(store.depot, checkpoint).ledger)
