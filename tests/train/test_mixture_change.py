@@ -4,10 +4,13 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from bushcraft.data.loader import Loader
+from bushcraft.data.manifest import read_manifest, write_manifest
+from bushcraft.errors import DataError
 from bushcraft.store.workspace import Store
 from bushcraft.train import receipt as receipts
 from bushcraft.train.compare import compare
@@ -86,6 +89,17 @@ def test_explain_names_the_documents_of_a_position_after_the_change(text_store: 
     told = json.loads(done.stdout)
     assert told == recorded_loader(text_store, changed_runs[0]).explain(40)
     assert all(document["document"].endswith(".py") for document in told)
+
+
+def test_sources_with_different_separators_are_refused(text_store: Store) -> None:
+    """One token tells where a document begins, for attention and for the evaluation."""
+    _, manifest = read_manifest(text_store.depot, "other")
+    write_manifest(text_store.depot, replace(manifest, name="odd", separator_id=5))
+    with (
+        pytest.raises(DataError, match="'python' and 'odd' have different separators"),
+        tiny_session(text_store, "odd", 'data.sources.odd={dataset="odd"}'),
+    ):
+        pass
 
 
 def test_the_order_in_which_a_recipe_names_its_sources_changes_nothing_in_a_run_that_has_begun(

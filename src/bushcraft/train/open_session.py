@@ -79,7 +79,7 @@ def open_datasets(store: Store, recipe: Recipe, roots: dict[str, str] | None = N
     """The data set of each source, by `roots` where the run knows them; checked against each other and the model.
 
     In the order of `roots`, else of the recipe: the order of the first start is the order of the run for ever.
-    Errors: `DataError` (missing, nothing in it, different tokenizers), `RecipeError` (vocabulary too small).
+    Errors: `DataError` (missing, nothing in it, different tokenizers or separators), `RecipeError` (vocabulary too small).
     """
     found = {
         name: read_dataset(store.depot, roots[name] if roots else recipe.data.sources[name].dataset)
@@ -91,6 +91,12 @@ def open_datasets(store: Store, recipe: Recipe, roots: dict[str, str] | None = N
             raise DataError(
                 f"data sets {first.name!r} and {manifest.name!r} have different tokenizers",
                 f"Build {manifest.name!r} with the tokenizer of {first.name!r}: --tokenizer FILE",
+            )
+        if manifest.separator_id != first.separator_id:
+            raise DataError(
+                f"data sets {first.name!r} and {manifest.name!r} have different separators between documents: the "
+                f"tokens {first.separator_id} and {manifest.separator_id}",
+                f"Build {manifest.name!r} with the --separator of {first.name!r}",
             )
         if manifest.splits["train"].n_tokens < 2:
             raise DataError(f"data set {manifest.name!r} has nothing to train on", "Build it from more text")
