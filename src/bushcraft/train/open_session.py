@@ -79,7 +79,7 @@ def open_datasets(store: Store, recipe: Recipe, roots: dict[str, str] | None = N
     """The data set of each source, by `roots` where the run knows them; checked against each other and the model.
 
     In the order of `roots`, else of the recipe: the order of the first start is the order of the run for ever.
-    Errors: `DataError` (missing, nothing in it, different tokenizers or separators), `RecipeError` (vocabulary too small).
+    Errors: `DataError` (missing, nothing in it, other tokenizers or separators), `RecipeError` (vocabulary too small).
     """
     found = {
         name: read_dataset(store.depot, roots[name] if roots else recipe.data.sources[name].dataset)

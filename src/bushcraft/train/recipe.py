@@ -213,7 +213,7 @@ class EvaluateConfig(Section):
     heldout_bytes: Count = 1_000_000
     """Held-out bytes that an evaluation during the run reads at most; the last one reads all."""
     sample_prompts: tuple[str, ...] = Field(default=(), strict=False)
-    """Texts for the model to continue at each evaluation."""
+    """Texts for the model to continue at the end of the run."""
     sample_tokens: Count = 64
     """Tokens of each continuation."""
 
