@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bushcraft.model.precision import add_product, operand
+from bushcraft.model.precision import add_product, operand, product
 
 CHUNK_LOGITS = 1 << 22
 """Logits held at once: 16 MiB of fp32. Fewer make the products too narrow, more leave the last-level cache."""
@@ -55,7 +55,7 @@ def _losses(
     for begin in range(0, len(h_ND), size):
         chunk = slice(begin, begin + size)
         h_CD, targets_C, weights_C = h_ND[chunk], targets_N[chunk, None], weights_N[chunk]
-        logits_CV = (operand(h_CD) @ factor_VD.T).float()
+        logits_CV = product(operand(h_CD), factor_VD).float()
         p_CV = logits_CV.softmax(1)
         # The largest probability is at least 1/V, so its logarithm is exact; a logsumexp would cost another exp each.
         lse_C = logits_CV.amax(1) - p_CV.amax(1).log()
@@ -67,6 +67,6 @@ def _losses(
             scale_C1 = (1 + 2 * z_loss * lse_C)[:, None]
             d_logits_CV = operand(p_CV.scatter_add_(1, targets_C, -1 / scale_C1))
             scale_C1 = scale_C1 * weights_C[:, None]
-            d_h[chunk] = (d_logits_CV @ factor_VD).mul_(scale_C1)
+            d_h[chunk] = product(d_logits_CV, factor_VD.T).mul_(scale_C1)
             add_product(d_w, d_logits_CV.T, operand(h_CD * scale_C1))
     return nll, z_sum, d_h, d_w

@@ -16,9 +16,8 @@ from torch import Tensor
 _precision = "fp32"
 """What `compute_precision` set. A plain name, because a compiler can guard it; it cannot read a context variable."""
 
-_CPU_MULTIPLIES_BF16 = torch.backends.mkldnn.is_available() and bool(  # type: ignore[no-untyped-call]
-    torch.ops.mkldnn._is_mkldnn_bf16_supported()
-)
+_HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+_CPU_MULTIPLIES_BF16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextlib.contextmanager
@@ -40,7 +39,8 @@ def multiplies_bf16(device: torch.device) -> bool:
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x @ weight.T in the present precision; the result has the dtype of `x`'s stream: bf16 under bf16."""
     if _precision == "fp32":
-        return torch.nn.functional.linear(x, weight)
+        result: Tensor = _Linear.apply(x, weight)  # type: ignore[no-untyped-call]
+        return result
     if multiplies_bf16(x.device):
         return torch.nn.functional.linear(x.bfloat16(), weight.bfloat16())
     product: Tensor = _RoundedLinear.apply(x, weight)  # type: ignore[no-untyped-call]
@@ -59,6 +59,18 @@ def operand_dtype(x: Tensor) -> torch.dtype:
     return torch.bfloat16 if _precision == "bf16" and multiplies_bf16(x.device) else x.dtype
 
 
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T for two operands, which are to need no gradients.
+
+    In fp32 on a CPU by oneDNN, whose products are a sixth to a third faster there than the MKL that `@` calls
+    (measured on an AMD EPYC; decision 9).
+    """
+    if _HAS_ONEDNN and x.dtype is torch.float32 and x.device.type == "cpu":
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        return found
+    return torch.nn.functional.linear(x, weight)
+
+
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b for two operands, in place where their dtype is that of the fp32 total."""
     if a.dtype == total.dtype:
@@ -70,6 +82,20 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 def rounded(x: Tensor) -> Tensor:
     """`x` with the precision of bf16 and its own dtype."""
     return x.bfloat16().to(x.dtype)
+
+
+class _Linear(torch.autograd.Function):
+    """A product in fp32, and its two derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        return product(d_out, weight.T), d_out.flatten(0, -2).T @ x.flatten(0, -2)
 
 
 class _RoundedLinear(torch.autograd.Function):
