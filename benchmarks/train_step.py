@@ -139,7 +139,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
-    rows = measure(batch_of(1, 512) if quick else batch_of(4, 1024), rounds=2 if quick else 5, quick=quick)
+    rows = measure(batch_of(1, 512) if quick else batch_of(4, 1024), rounds=2 if quick else 4, quick=quick)
     for row in rows:
         print(json.dumps({key: value for key, value in row.items() if key != "seconds"}, indent=1))
     if not quick:

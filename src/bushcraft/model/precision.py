@@ -66,9 +66,21 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     (measured on an AMD EPYC; decision 9).
     """
     if _HAS_ONEDNN and x.dtype is torch.float32 and x.device.type == "cpu":
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+        found: Tensor = onednn_product(x, weight)
         return found
     return torch.nn.functional.linear(x, weight)
+
+
+@torch.library.custom_op("bushcraft::product", mutates_args=())
+def onednn_product(x: Tensor, weight: Tensor) -> Tensor:
+    """An operator of our own, because torch's compiler takes oneDNN's for one whose weights never change."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return found
+
+
+@onednn_product.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
