@@ -38,6 +38,9 @@ class Mask:
     pieces: Tensor
     """(P, 7) int64 on the CPU: row of the queries, first query, queries, row of the keys, first key, keys, causal.
     In a causal piece the last query sees all keys, and each one before it one key less."""
+    window: int | None = None
+    """A query sees only keys that are fewer places than this away from its own, which is the key as far from the end
+    of the piece's keys as the query is from the end of its queries; None for all."""
 
     def n_scores(self) -> int:
         """Pairs of a query and a key that it sees: what attention costs."""

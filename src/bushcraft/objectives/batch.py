@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bushcraft.model.attention import Segments
+from bushcraft.model.packed import Packed
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of packed documents."""
+    """Rows of packed documents; of an encoder-decoder model the decoder's side."""
 
     tokens: Tensor
     """(B, S) int64, the inputs."""
@@ -22,3 +23,6 @@ class Batch:
     """(B, S) float32; 0 where there is nothing to predict."""
     segments: Segments
     """The pieces of documents in each row; attention stays inside of them."""
+    encoder: Packed | None = None
+    """What the encoder reads, in an encoder-decoder batch: its n-th segment belongs to the n-th of the above. The two
+    sides may have different shapes."""
