@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from torch.utils.flop_counter import FlopCounterMode
 
 from bushcraft.model.attention import Segments
-from bushcraft.model.config import ModelConfig, parameter_count
+from bushcraft.model.config import ModelConfig
 from bushcraft.model.cross_entropy import cross_entropy
 from bushcraft.model.flops import forward_flops, training_flops
-from bushcraft.model.fused import RMSNormFunction, RotaryFunction, SwiGLUFunction
+from bushcraft.model.fused import GeGLUFunction, ReLU2Function, RMSNormFunction, RotaryFunction, SwiGLUFunction
 from bushcraft.model.generate import generate
 from bushcraft.model.initialise import initialise, normal_slice
 from bushcraft.model.layers import rotary_angles
@@ -54,6 +54,8 @@ def test_hand_written_backwards_are_derivatives(shape: tuple[int, ...]) -> None:
     weight = torch.randn(8, dtype=torch.float64, requires_grad=True)
     angle = torch.randn(*shape[:-2], 1, 4, dtype=torch.float64)
     torch.autograd.gradcheck(SwiGLUFunction.apply, (x, y))
+    torch.autograd.gradcheck(GeGLUFunction.apply, (x, y))
+    torch.autograd.gradcheck(ReLU2Function.apply, (x,))
     torch.autograd.gradcheck(lambda x: RotaryFunction.apply(x, angle.cos(), angle.sin()), (x,))
     x32, w32 = x.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
     ours = torch.autograd.grad(RMSNormFunction.apply(x32, w32, 1e-6, x32.dtype), (x32, w32), y.detach().float())
@@ -181,13 +183,6 @@ def test_initial_weights_are_normal_and_follow_seed_and_name() -> None:
     assert abs(a.std() - 1) < 0.02
     assert abs((a * b).mean()) < 0.02
     assert abs((a * c).mean()) < 0.02
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("qk_norm", [True, False])
-def test_parameter_count_is_exact(tied: bool, qk_norm: bool) -> None:
-    config = SMALL.model_copy(update={"tie_embeddings": tied, "qk_norm": qk_norm})
-    assert parameter_count(config) == sum(p.numel() for p in Decoder(config).parameters())
 
 
 def test_flops_are_those_that_a_counter_counts() -> None:

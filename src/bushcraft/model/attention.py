@@ -82,10 +82,22 @@ def _pieces(*columns: Tensor, causal: bool) -> Tensor:
     return pieces[(pieces[:, 2] > 0) & (pieces[:, 5] > 0)]
 
 
-def attend(q_BSHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, mask: Mask) -> Tensor:
-    """Softmax attention, scaled by E**-0.5, inside of the mask's pieces: (B, S, H, E).
+def attend(
+    q_BSHE: Tensor,
+    k_BTKE: Tensor,
+    v_BTKE: Tensor,
+    mask: Mask,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
+    """Softmax attention inside of the mask's pieces: (B, S, H, E).
 
+    Scores are q · k times `scale` (E**-0.5 by default); a soft cap c makes them c * tanh(score / c) (Gemma 2,
+    arXiv:2408.00118).
     Query head h reads key/value head h * K // H (Ainslie et al. 2023, arXiv:2305.13245).
     """
+    assert scale is None
+    assert soft_cap is None
+    assert mask.window is None
     out: Tensor = segment_attention(q_BSHE, k_BTKE, v_BTKE, mask.pieces)[0]
     return out

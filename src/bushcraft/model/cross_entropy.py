@@ -17,35 +17,49 @@ CHUNK_LOGITS = 1 << 22
 
 
 def cross_entropy(
-    h_ND: Tensor, unembedding_VD: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float = 0.0
+    h_ND: Tensor,
+    unembedding_VD: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    z_loss: float = 0.0,
+    soft_cap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sums over the positions, weighted by `weights_N`: nats, and z_loss * logsumexp(logits)**2.
 
-    The z-loss keeps the softmax's denominator near 1 (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
+    `soft_cap` keeps logits within ±soft_cap (Gemma 2, arXiv:2408.00118, section 2). The z-loss keeps the softmax's
+    denominator near 1 (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
     The gradients of the two sums cannot be told apart: both must reach the loss with the same factor.
     """
     if not torch.is_grad_enabled():
-        nll, z, _, _ = _losses(h_ND, unembedding_VD, targets_N, weights_N, z_loss, with_gradients=False)
+        nll, z, _, _ = _losses(h_ND, unembedding_VD, targets_N, weights_N, z_loss, soft_cap, with_gradients=False)
         return nll, z
-    return _CrossEntropy.apply(h_ND, unembedding_VD, targets_N, weights_N, z_loss)  # type: ignore[no-any-return, no-untyped-call]
+    return _CrossEntropy.apply(h_ND, unembedding_VD, targets_N, weights_N, z_loss, soft_cap)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h_ND: Tensor, w_VD: Tensor, targets_N: Tensor, weights_N: Tensor, z: float) -> Any:
-        nll, z_sum, d_h, d_w = _losses(h_ND, w_VD, targets_N, weights_N, z, with_gradients=True)
+    def forward(
+        ctx: Any, h_ND: Tensor, w_VD: Tensor, targets_N: Tensor, weights_N: Tensor, z: float, cap: float | None
+    ) -> Any:
+        nll, z_sum, d_h, d_w = _losses(h_ND, w_VD, targets_N, weights_N, z, cap, with_gradients=True)
         ctx.save_for_backward(d_h, d_w)
         ctx.mark_non_differentiable(z_sum)
         return nll, z_sum
 
     @staticmethod
-    def backward(ctx: Any, d_nll: Tensor, _d_z: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, d_nll: Tensor, _d_z: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         d_h, d_w = ctx.saved_tensors
-        return d_h * d_nll, d_w * d_nll, None, None, None
+        return d_h * d_nll, d_w * d_nll, None, None, None, None
 
 
 def _losses(
-    h_ND: Tensor, w_VD: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float, with_gradients: bool
+    h_ND: Tensor,
+    w_VD: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor,
+    z_loss: float,
+    soft_cap: float | None,
+    with_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     nll, z_sum = h_ND.new_zeros((), dtype=torch.float32), h_ND.new_zeros((), dtype=torch.float32)
     d_h = torch.empty_like(h_ND) if with_gradients else h_ND.new_empty(0)
@@ -55,7 +69,7 @@ def _losses(
     for begin in range(0, len(h_ND), size):
         chunk = slice(begin, begin + size)
         h_CD, targets_C, weights_C = h_ND[chunk], targets_N[chunk, None], weights_N[chunk]
-        logits_CV = product(operand(h_CD), factor_VD).float()
+        logits_CV = soft_capped(product(operand(h_CD), factor_VD).float(), soft_cap)
         p_CV = logits_CV.softmax(1)
         # The largest probability is at least 1/V, so its logarithm is exact; a logsumexp would cost another exp each.
         lse_C = logits_CV.amax(1) - p_CV.amax(1).log()
@@ -65,8 +79,16 @@ def _losses(
             # d logits = weight * (softmax * scale - one-hot), scale = 1 + 2 * z_loss * lse. The factors of a row are
             # taken out of the products, which saves two passes over the logits.
             scale_C1 = (1 + 2 * z_loss * lse_C)[:, None]
-            d_logits_CV = operand(p_CV.scatter_add_(1, targets_C, -1 / scale_C1))
+            d_logits_CV = p_CV.scatter_add_(1, targets_C, -1 / scale_C1)
+            if soft_cap is not None:
+                d_logits_CV = d_logits_CV.mul_(1 - (logits_CV / soft_cap).square_())
+            d_logits_CV = operand(d_logits_CV)
             scale_C1 = scale_C1 * weights_C[:, None]
             d_h[chunk] = product(d_logits_CV, factor_VD.T).mul_(scale_C1)
             add_product(d_w, d_logits_CV.T, operand(h_CD * scale_C1))
     return nll, z_sum, d_h, d_w
+
+
+def soft_capped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap * tanh(logits / cap), in place; the logits themselves without a cap."""
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

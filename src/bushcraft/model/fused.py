@@ -48,6 +48,37 @@ class SwiGLUFunction(torch.autograd.Function):
         return d_gate, torch.nn.functional.silu(gate).mul_(d_y)
 
 
+class GeGLUFunction(torch.autograd.Function):
+    """gelu(gate) * up with the tanh approximation (Shazeer 2020, arXiv:2002.05202); keeps its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return torch.nn.functional.gelu(gate, approximate="tanh").mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        d_gate = torch.ops.aten.gelu_backward(d_y * up, gate, approximate="tanh")
+        return d_gate, torch.nn.functional.gelu(gate, approximate="tanh").mul_(d_y)
+
+
+class ReLU2Function(torch.autograd.Function):
+    """relu(x)² (So et al. 2021, arXiv:2109.08668); keeps relu(x)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        positive = torch.nn.functional.relu(x)
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> Tensor:
+        (positive,) = ctx.saved_tensors
+        d_x: Tensor = positive.mul(2).mul_(d_y)
+        return d_x
+
+
 class RotaryFunction(torch.autograd.Function):
     """Rotate pairs (i, i + E/2) of each head by its position's angle; the backward rotates back."""
 

@@ -59,7 +59,8 @@ def next_logits(
     x_BSD = model.embedding(torch.tensor([tokens]))
     for layer, cache in zip(model.layers, caches, strict=True):
         attention: Attention = layer.attention  # type: ignore[assignment]
-        q, k, v = attention.project(layer.attention_norm(x_BSD), angles)  # type: ignore[operator]
+        y_BSD = layer.attention_norm(x_BSD)  # type: ignore[operator]
+        q, (k, v) = attention.queries(y_BSD, angles), attention.keys_and_values(y_BSD, angles)
         cache.keys[:, begin:end], cache.values[:, begin:end] = k, v
         x_BSD = x_BSD + attention.out(
             _attend_to_cache(q, cache, begin, end, causal=begin == 0 and not prompt_is_prefix).flatten(-2)

@@ -1,6 +1,7 @@
-"""The layers that decoders are made of.
+"""The layers that encoders and decoders are made of.
 
-Shapes: B rows, S positions, D model width, H query heads, K key/value heads, E head width, F hidden width.
+Shapes: B rows, S positions, T positions attended to, D model width, H query heads, K key/value heads, E head width,
+F hidden width.
 `axes` names the logical axes of each layer's weights; layouts are tables over these names.
 """
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from bushcraft.model.attention import Mask, attend
 from bushcraft.model.config import ModelConfig
-from bushcraft.model.fused import RMSNormFunction, RotaryFunction, SwiGLUFunction
+from bushcraft.model.fused import GeGLUFunction, ReLU2Function, RMSNormFunction, RotaryFunction, SwiGLUFunction
 from bushcraft.model.precision import linear, operand_dtype
 
 Angles = tuple[Tensor, Tensor]
@@ -71,6 +72,7 @@ class Attention(nn.Module):
         super().__init__()
         d, e = config.d_model, config.head_width
         self.head_width = e
+        self.scale, self.soft_cap = config.attention_scale, config.attention_soft_cap
         self.query = Linear(d, config.n_heads * e)
         self.key = Linear(d, config.n_kv_heads * e)
         self.value = Linear(d, config.n_kv_heads * e)
@@ -79,39 +81,58 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(e, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BSD: Tensor, mask: Mask, angles: Angles) -> Tensor:
-        q_BSHE, k_BSKE, v_BSKE = self.project(x_BSD, angles)
-        out: Tensor = self.out(attend(q_BSHE, k_BSKE, v_BSKE, mask).flatten(-2))
-        return out
+        return self.attend(self.queries(x_BSD, angles), *self.keys_and_values(x_BSD, angles), mask)
 
-    def project(self, x_BSD: Tensor, angles: Angles) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, S, H, E), keys and values (B, S, K, E), normalised and rotated."""
-        q_BSHE = self._rotate(self.query_norm(self._split(self.query(x_BSD))), angles)
-        k_BSKE = self._rotate(self.key_norm(self._split(self.key(x_BSD))), angles)
-        return q_BSHE, k_BSKE, self._split(self.value(x_BSD))
+    def queries(self, x_BSD: Tensor, angles: Angles | None) -> Tensor:
+        """(B, S, H, E), normalised, and rotated where there are angles."""
+        return self._rotate(self.query_norm(self._split(self.query(x_BSD))), angles)
+
+    def keys_and_values(self, x_BTD: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
+        """(B, T, K, E) each; the keys are normalised, and rotated where there are angles."""
+        return self._rotate(self.key_norm(self._split(self.key(x_BTD))), angles), self._split(self.value(x_BTD))
+
+    def attend(self, q_BSHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, mask: Mask) -> Tensor:
+        """What the layer adds to the residual stream, (B, S, D)."""
+        out: Tensor = self.out(attend(q_BSHE, k_BTKE, v_BTKE, mask, self.scale, self.soft_cap).flatten(-2))
+        return out
 
     def _split(self, x_BSX: Tensor) -> Tensor:
         return x_BSX.view(*x_BSX.shape[:-1], -1, self.head_width)
 
-    def _rotate(self, x: Tensor, angles: Angles) -> Tensor:
+    def _rotate(self, x: Tensor, angles: Angles | None) -> Tensor:
+        if angles is None:
+            return x
         out: Tensor = RotaryFunction.apply(x, *angles)  # type: ignore[no-untyped-call]
         return out
 
 
-class SwiGLU(nn.Module):
-    """The gated MLP: down(silu(gate(x)) * up(x)).
+class CrossAttention(Attention):
+    """Attention of the decoder to the encoder's output: the same layer without positions (Vaswani et al. 2017)."""
 
-    Source: Shazeer 2020 (arXiv:2002.05202).
+    def forward(self, x_BSD: Tensor, encoded_BTD: Tensor, mask: Mask) -> Tensor:  # type: ignore[override]
+        return self.attend(self.queries(x_BSD, None), *self.keys_and_values(encoded_BTD, None), mask)
+
+
+class MLP(nn.Module):
+    """down(act(gate(x)) * up(x)), or down(relu(up(x))²).
+
+    Source: Shazeer 2020 (arXiv:2002.05202); So et al. 2021 (arXiv:2109.08668).
     """
 
     axes: ClassVar = {"gate": ("mlp", "embed"), "up": ("mlp", "embed"), "down": ("embed", "mlp")}
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = Linear(config.d_model, config.d_ff)
+        self.kind = config.mlp
+        self.gate = None if config.mlp == "relu2" else Linear(config.d_model, config.d_ff)
         self.up = Linear(config.d_model, config.d_ff)
         self.down = Linear(config.d_ff, config.d_model)
 
     def forward(self, x_BSD: Tensor) -> Tensor:
-        h_BSF: Tensor = SwiGLUFunction.apply(self.gate(x_BSD), self.up(x_BSD))  # type: ignore[no-untyped-call]
+        if self.gate is None:
+            h_BSF: Tensor = ReLU2Function.apply(self.up(x_BSD))  # type: ignore[no-untyped-call]
+        else:
+            function = SwiGLUFunction if self.kind == "swiglu" else GeGLUFunction
+            h_BSF = function.apply(self.gate(x_BSD), self.up(x_BSD))  # type: ignore[no-untyped-call]
         out: Tensor = self.down(h_BSF)
         return out

@@ -7,7 +7,7 @@ import torch
 
 from bushcraft.model.attention import Segments
 from bushcraft.model.initialise import initialise
-from bushcraft.model.transformer import Decoder
+from bushcraft.model.transformer import build_model
 from bushcraft.objectives.batch import Batch
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.recipe import Recipe
@@ -24,7 +24,7 @@ def sequences_in(recipe: Recipe, precision: str) -> int:
     """Sequences that train in `run.minutes`, in whole optimizer steps; at least one step."""
     assert recipe.run.minutes is not None
     size, part = recipe.run.global_batch_size, recipe.run.microbatch_size
-    model = Decoder(recipe.model)
+    model = build_model(recipe.model)
     initialise(model, recipe.run.seed)
     optimizer = Optimizer(model, recipe.optimizer)
     batch = _random_batch(part, recipe.run.sequence_length, recipe.model.vocab_size)

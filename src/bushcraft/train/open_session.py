@@ -22,7 +22,7 @@ from bushcraft.errors import BushcraftError, DataError, RecipeError
 from bushcraft.ledger.events import Event
 from bushcraft.ledger.ledger import Ledger, restore_ledger
 from bushcraft.model.initialise import initialise
-from bushcraft.model.transformer import Decoder
+from bushcraft.model.transformer import build_model
 from bushcraft.store.workspace import Store
 from bushcraft.train.calibrate import sequences_in
 from bushcraft.train.heap import keep_freed_memory
@@ -158,7 +158,7 @@ def _build(
 ) -> Session:
     torch.set_num_threads(record.threads)
     loader = open_loader(store, recipe, record, datasets, ledger.history)
-    model = Decoder(recipe.model)
+    model = build_model(recipe.model)
     initialise(model, recipe.run.seed)
     if recipe.run.compile:
         model.compile_layers()

@@ -9,7 +9,7 @@ from bushcraft.checkpoint.manifest import CheckpointManifest, write_manifest
 from bushcraft.checkpoint.tensors import load_tensor, save_tensors
 from bushcraft.data.loader import Loader, SourceData
 from bushcraft.ledger.ledger import Ledger
-from bushcraft.model.transformer import Decoder
+from bushcraft.model.transformer import Model
 from bushcraft.store.workspace import Store
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.receipt import EMPTY
@@ -30,7 +30,7 @@ class Session:
     recipe: Recipe
     sources: tuple[SourceData, ...]
     loader: Loader
-    model: Decoder
+    model: Model
     optimizer: Optimizer
     position: int = 0
     step: int = 0

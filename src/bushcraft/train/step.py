@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bushcraft.model.cross_entropy import cross_entropy
 from bushcraft.model.precision import compute_precision
-from bushcraft.model.transformer import Decoder
+from bushcraft.model.transformer import Model
 from bushcraft.objectives.batch import Batch
 
 
@@ -28,7 +28,7 @@ class StepResult:
 
 
 def gradients(
-    model: Decoder, batches: Iterable[Batch], n_targets: float, precision: str, z_loss: float
+    model: Model, batches: Iterable[Batch], n_targets: float, precision: str, z_loss: float
 ) -> tuple[Tensor, Tensor]:
     """Accumulate the gradients of the mean loss over `n_targets`; (loss, z-loss), each of them a mean."""
     loss, z = torch.zeros(()), torch.zeros(())
@@ -40,12 +40,17 @@ def gradients(
     return loss / n_targets, z / n_targets
 
 
-def losses(model: Decoder, batch: Batch, precision: str, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+def losses(model: Model, batch: Batch, precision: str, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
     """Summed nats of a batch, and its z-loss times the coefficient; weights applied."""
     with compute_precision(precision):
-        h_BSD = model(batch.tokens, batch.segments)
+        h_BSD = model(batch.tokens, batch.segments, batch.encoder)
         return cross_entropy(
-            h_BSD.flatten(0, 1), model.unembedding_VD, batch.targets.flatten(), batch.loss_weights.flatten(), z_loss
+            h_BSD.flatten(0, 1),
+            model.unembedding_VD,
+            batch.targets.flatten(),
+            batch.loss_weights.flatten(),
+            z_loss,
+            model.config.logit_soft_cap,
         )
 
 

@@ -12,6 +12,7 @@ from bushcraft.data.loader import Rows
 from bushcraft.errors import RunError
 from bushcraft.ledger.events import Event
 from bushcraft.model.flops import training_flops
+from bushcraft.model.transformer import Decoder
 from bushcraft.objectives.batch import Batch
 from bushcraft.objectives.causal import causal
 from bushcraft.objectives.prefix import prefix
@@ -174,6 +175,7 @@ def _save(session: Session, progress: Progress) -> None:
 def _samples(session: Session, stop: StopRequest) -> list[dict[str, str]]:
     config = session.recipe.evaluate
     objective = session.recipe.objective.kind
+    assert isinstance(session.model, Decoder)
     text_model = TextModel.of(session.model, session.store.depot, session.sources[0].manifest, objective)
 
     def continuation(prompt: str) -> Iterator[str]:
