@@ -42,7 +42,7 @@ def test_the_text_shows_origin_and_meaning_beside_each_value() -> None:
     lines = explain_text(RESOLVED).splitlines()
     (seed,) = (line for line in lines if line.startswith("seed ="))
     assert seed.split()[:5] == ["seed", "=", "7", "#", "--set"]
-    assert seed.endswith("Initial weights and data order follow from it.")
+    assert seed.endswith("Initial weights, data order and every random draw follow from it.")
     assert any(line.startswith("# sequences = none") for line in lines)
     assert RESOLVED.recipe.digest() in lines[0]
 

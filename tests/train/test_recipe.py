@@ -120,7 +120,7 @@ def test_a_run_in_minutes_has_no_planned_sequences() -> None:
             "unknown key objective.zzz.y in --set: known keys are objective.kind, objective",
         ),
         ("zzz=1", "known keys are run, model, data, objective, optimizer, schedule, checkpoint, evaluate"),
-        ("objective.zzz=1", "known keys are objective.kind, objective.document_mask"),
+        ("objective.zzz=1", "known keys are objective.kind, objective.mean_span"),
         ("run.microbatch_size=5", "size = 5 does not divide run.global_batch_size = 16: use 1, 2, 4, 8 or 16"),
         ("run.seed=-1", "run.seed = -1 in --set: use a whole number of at least 0 and below"),
         ("run.seed=x", 'run.seed = "x" in --set: use a whole number of at least 0'),
@@ -260,5 +260,5 @@ def test_differences_name_the_values_that_changed() -> None:
 
 
 def test_every_key_has_a_description() -> None:
-    sections = {*Recipe.model_fields, "data.sources.*"}
+    sections = {*Recipe.model_fields, "data.sources.*", "objective.parts.*"}
     assert [key for key, field in recipe_keys().items() if key not in sections and not field.description] == []

@@ -5,36 +5,21 @@ The models of its sections, which check it as a whole; it never changes afterwar
 
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
 from blake3 import blake3
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from bushcraft.errors import RecipeError
 from bushcraft.model.config import ModelConfig
 from bushcraft.train import overrides as written_by_user
+from bushcraft.train.objective_config import ObjectiveConfig
 from bushcraft.train.overrides import Table, Written
-
-
-def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Count = Annotated[int, BeforeValidator(_whole), Field(gt=0)]  # 1e9 is how people write a billion tokens
-CountOrZero = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
+from bushcraft.train.section import Beta, Count, CountOrZero, Fraction, Positive, Section
 
 RUN_LENGTHS = ("run.sequences", "run.tokens", "run.minutes")
 CHECKPOINT_INTERVALS = ("checkpoint.every_minutes", "checkpoint.every_sequences")
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class RunConfig(Section):
@@ -43,7 +28,10 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """What the run is called in lists and file names."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Initial weights and data order follow from it."""
+    """Initial weights, data order and every random draw follow from it."""
+    start_from: str | None = None
+    """The run, or the object name of the checkpoint, whose weights the run begins with; its own if it is not given. A
+    vocabulary may be larger than there: its new rows are initialised."""
     sequences: Count | None = None
     """Length of the run in sequences, rounded up to whole optimizer steps. One of sequences, tokens and minutes."""
     tokens: Count | None = None
@@ -117,22 +105,6 @@ class DataConfig(Section):
             if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
                 raise ValueError(f'data.sources has the name "{name}": use letters, digits, "-" and "_"')
         return sources
-
-
-class ObjectiveConfig(Section):
-    """What the model learns to predict."""
-
-    kind: Literal["causal", "prefix"] = "causal"
-    """"causal": each next token. "prefix": a document's beginning, of random length, is read both ways, and what
-    follows is predicted (Raffel et al. 2020, arXiv:1910.10683, section 3.2.1)."""
-    document_mask: bool = True
-    """Keep attention inside a document, where a sequence holds several."""
-
-    @model_validator(mode="after")
-    def _prefixes_are_of_documents(self) -> Self:
-        if self.kind == "prefix" and not self.document_mask:
-            raise ValueError('objective.kind = "prefix" is about documents: use objective.document_mask = true')
-        return self
 
 
 class OptimizerConfig(Section):
@@ -229,6 +201,15 @@ class Recipe(Section):
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+
+    @model_validator(mode="after")
+    def _encoder_has_something_to_read(self) -> Self:
+        if self.model.kind == "encoder_decoder" and "causal" in self.objective.kinds:
+            raise ValueError(
+                'objective "causal" leaves the encoder of model.kind = "encoder_decoder" nothing to read: '
+                'use "prefix", "span_corruption" or "ul2"'
+            )
+        return self
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces."""

@@ -17,7 +17,7 @@ from bushcraft.train.recipe import Recipe, differences
 FREE = ("run.microbatch_size", "checkpoint.", "evaluate.", "data.cache_mib")
 """What may change at any time: it changes neither what is consumed nor when."""
 ORDERED = ("run.global_batch_size",)
-"""What may change, as a record that starts at a position. So may the weight of each source."""
+"""What may change, as a record that starts at a position. So may the weight of each source and each objective."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class RunRecord:
     threads: int
     code: str
     """Object name of the source code of the first start."""
+    start_from: str | None = None
+    """Object name of the checkpoint whose weights the run began with."""
 
     def to_data(self) -> dict[str, Any]:
         """The data of the `run` event."""
@@ -58,7 +60,7 @@ def changed_keys(old: Recipe, new: Recipe) -> dict[str, tuple[Any, Any]]:
     Errors: `RunError` if it changes what cannot change in mid-run.
     """
     different = differences(old, new)
-    fixed = [key for key in different if not key.startswith(FREE) and key not in ORDERED and not _is_weight(key)]
+    fixed = [key for key in different if not key.startswith(FREE) and not _is_ordered(key)]
     if set(old.data.sources) != set(new.data.sources):
         fixed = [*fixed, "data.sources"]
     if fixed:
@@ -90,15 +92,40 @@ def order_changes(events: Iterable[Event], sources: list[str]) -> list[Change]:
     return changes
 
 
+def objective_weights(events: Iterable[Event], first: Recipe) -> tuple[tuple[int, dict[str, float]], ...]:
+    """From which position on the parts of the objective's mixture have which weights; the first begins at 0."""
+    found = [(0, _weights(first))]
+    for event in events:
+        if event.type == "change":
+            found = [(position, weights) for position, weights in found if position <= event.position]
+            if "objective_weights" in event.data:
+                found.append((event.position, event.data["objective_weights"]))
+    return tuple(found)
+
+
 def change_data(recipe: Recipe, keys: Iterable[str]) -> dict[str, Any]:
     """The data of a `change` event to `recipe`, of which `keys` are new."""
     data: dict[str, Any] = {"recipe": recipe.to_json(), "keys": sorted(keys)}
     if any(map(_is_weight, keys)):
         data["weights"] = {name: source.weight for name, source in recipe.data.sources.items()}
+    if any(map(_is_objective_weight, keys)):
+        data["objective_weights"] = _weights(recipe)
     if "run.global_batch_size" in data["keys"]:
         data["global_batch_size"] = recipe.run.global_batch_size
     return data
 
 
+def _weights(recipe: Recipe) -> dict[str, float]:
+    return {name: part.weight for name, part in recipe.objective.parts.items()}
+
+
+def _is_ordered(key: str) -> bool:
+    return key in ORDERED or _is_weight(key) or _is_objective_weight(key)
+
+
 def _is_weight(key: str) -> bool:
     return key.startswith("data.sources.") and key.endswith(".weight")
+
+
+def _is_objective_weight(key: str) -> bool:
+    return key.startswith("objective.parts.") and key.endswith(".weight")
