@@ -13,6 +13,7 @@ import bushcraft
 from bushcraft.checkpoint.code import save_code
 from bushcraft.checkpoint.manifest import CheckpointManifest, read_manifest
 from bushcraft.checkpoint.newest import checkpoints, newest
+from bushcraft.checkpoint.weights import find_checkpoint, load_weights
 from bushcraft.data.loader import Loader, SourceData, open_source, order_source
 from bushcraft.data.manifest import DatasetManifest
 from bushcraft.data.manifest import read_manifest as read_dataset
@@ -129,6 +130,7 @@ def first_record(store: Store, recipe: Recipe, datasets: Datasets) -> RunRecord:
         precision=precision,
         threads=threads,
         code=save_code(store.depot, Path(bushcraft.__file__).parent),
+        start_from=find_checkpoint(store.depot, recipe.run.start_from)[0] if recipe.run.start_from else None,
     )
 
 
@@ -160,6 +162,10 @@ def _build(
     loader = open_loader(store, recipe, record, datasets, ledger.history)
     model = build_model(recipe.model)
     initialise(model, recipe.run.seed)
+    if record.start_from and not found:
+        load_weights(
+            store.depot, record.start_from, read_manifest(store.depot, record.start_from), model, grow_vocabulary=True
+        )
     if recipe.run.compile:
         model.compile_layers()
     sources: tuple[SourceData, ...] = loader.sources

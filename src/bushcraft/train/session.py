@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from bushcraft.checkpoint.manifest import CheckpointManifest, write_manifest
 from bushcraft.checkpoint.tensors import load_tensor, save_tensors
+from bushcraft.checkpoint.weights import load_weights, model_tensors
 from bushcraft.data.loader import Loader, SourceData
 from bushcraft.ledger.ledger import Ledger
 from bushcraft.model.transformer import Model
@@ -65,8 +64,7 @@ class Session:
 
     def save(self) -> str:
         """Write a checkpoint of this position, published when all of it is durable; its object name."""
-        tensors: dict[str, Tensor] = {f"model/{name}": p for name, p in self.model.named_parameters()}
-        tensors |= {f"optimizer/{name}": t for name, t in self.optimizer.tensors().items()}
+        tensors = model_tensors(self.model) | {f"optimizer/{name}": t for name, t in self.optimizer.tensors().items()}
         manifest = CheckpointManifest(
             run=self.recipe.run.name,
             position=self.position,
@@ -86,10 +84,9 @@ class Session:
 
     def restore(self, name: str, manifest: CheckpointManifest) -> None:
         """Go back to a checkpoint. Errors: `CheckpointError`, `CorruptObjectError`."""
-        targets = {f"model/{n}": p.data for n, p in self.model.named_parameters()}
+        load_weights(self.store.depot, name, manifest, self.model)
         if manifest.optimizer:
-            targets |= {f"optimizer/{n}": t for n, t in self.optimizer.prepare(manifest.optimizer).items()}
-        for key, target in targets.items():
-            load_tensor(self.store.depot, key, manifest.tensors[key], target)
+            for key, target in self.optimizer.prepare(manifest.optimizer).items():
+                load_tensor(self.store.depot, f"optimizer/{key}", manifest.tensors[f"optimizer/{key}"], target)
         self.position, self.step, self.receipt = manifest.position, manifest.step, manifest.receipt
         self.checkpoint, self.saved_at = name, manifest.position
