@@ -3,6 +3,8 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -17,6 +19,7 @@ from bushcraft.objectives.batch import Batch
 from bushcraft.objectives.causal import causal
 from bushcraft.objectives.prefix import prefix
 from bushcraft.train import receipt as receipts
+from bushcraft.train.ahead import Ahead, StepData
 from bushcraft.train.evaluate import Score, heldout_documents, score
 from bushcraft.train.peak import MatmulPeak
 from bushcraft.train.progress import Progress, StepReport
@@ -57,21 +60,25 @@ def _train_steps(session: Session, progress: Progress, peak: MatmulPeak, stop: S
     evaluated = _last_evaluation(ledger.history, session.position)
     ledger.history.clear()
     checkpoint_due = _CheckpointDue(session.recipe.checkpoint, session.position)
-    while True:
-        stop.check()
-        if session.position < end and _crosses(config.every_sequences, evaluated, session.position):
-            found = evaluate(session, progress, config.heldout_bytes, stop)
-            evaluated = session.position
-            if found.bits_per_byte is not None:
-                progress.say(f"position {evaluated:,}: held-out {found.bits_per_byte:.4f} bits/byte")
-        begin, until = session.loader.order.step(session.position, end)
-        if begin == until:
-            return
-        _train_step(session, begin, until, earlier, progress)
-        with ledger.clock.phase("init"):
-            peak.look_again()
-        if until < end and checkpoint_due.at(until):
-            _save(session, progress)
+    ahead = Ahead(partial(_step_data, session), lambda position: session.loader.order.step(position, end))
+    with closing(ahead):
+        while True:
+            stop.check()
+            if session.position < end and _crosses(config.every_sequences, evaluated, session.position):
+                found = evaluate(session, progress, config.heldout_bytes, stop)
+                evaluated = session.position
+                if found.bits_per_byte is not None:
+                    progress.say(f"position {evaluated:,}: held-out {found.bits_per_byte:.4f} bits/byte")
+            began = time.perf_counter()
+            ledger.clock.enter("data")
+            data = ahead.at(session.position)
+            if data is None:
+                return
+            _train_step(session, data, earlier, progress, began)
+            with ledger.clock.phase("init"):
+                peak.look_again()
+            if data.until < end and checkpoint_due.at(data.until):
+                _save(session, progress)
 
 
 def _last_evaluation(history: list[Event], position: int) -> int:
@@ -100,29 +107,30 @@ class _CheckpointDue:
         return due
 
 
-def _train_step(session: Session, begin: int, until: int, earlier: dict[int, str], progress: Progress) -> None:
-    clock, recipe = session.ledger.clock, session.recipe
-    began = time.perf_counter()
-    clock.enter("data")
-    rows = session.loader.rows(begin, until)
+def _step_data(session: Session, begin: int, until: int) -> StepData:
+    rows, recipe = session.loader.rows(begin, until), session.recipe
     size = recipe.run.microbatch_size
     parts = [rows.part(first, min(first + size, until - begin)) for first in range(0, until - begin, size)]
     batches = [_batch(recipe, part, begin + i * size) for i, part in enumerate(parts)]
-    receipt = receipts.extend(session.receipt, begin, until, rows)
+    return StepData(begin, until, rows, batches)
+
+
+def _train_step(session: Session, data: StepData, earlier: dict[int, str], progress: Progress, began: float) -> None:
+    clock, recipe, begin, until = session.ledger.clock, session.recipe, data.begin, data.until
+    receipt = receipts.extend(session.receipt, begin, until, data.rows)
     receipts.check_replay(until, receipt, earlier)
     data_seconds = time.perf_counter() - began
     clock.enter("step")
     progress_made = (begin + until) / 2 / session.record.sequences
     rate = learning_rate(progress_made, recipe.schedule, recipe.optimizer.learning_rate)
-    n_targets = int(sum(batch.loss_weights.sum() for batch in batches))
-    result = _update(session, batches, n_targets, rate)
+    result = _update(session, data.batches, data.n_targets, rate)
     session.position, session.step, session.receipt = until, session.step + 1, receipt
     session.ledger.append(
         "step",
         until,
         step=session.step,
         begin=begin,
-        tokens=n_targets,
+        tokens=int(data.n_targets),
         learning_rate=rate,
         receipt=receipt,
         **vars(result),
@@ -133,12 +141,17 @@ def _train_step(session: Session, begin: int, until: int, earlier: dict[int, str
             n_steps=session.step + -(-(session.record.sequences - until) // (until - begin)),
             loss=result.loss,
             bits_per_byte=result.loss / math.log(2) / session.bytes_per_token,
-            n_tokens=int(rows.real.sum()),
-            flops=sum(training_flops(recipe.model, batch.segments) for batch in batches),
+            n_tokens=int(data.rows.real.sum()),
+            flops=sum(map(partial(_flops, recipe), data.batches)),
             seconds=time.perf_counter() - began,
             data_seconds=data_seconds,
         )
     )
+
+
+def _flops(recipe: Recipe, batch: Batch) -> int:
+    encoder = batch.encoder.segments if batch.encoder else None
+    return training_flops(recipe.model, batch.segments, encoder)
 
 
 def _batch(recipe: Recipe, rows: Rows, begin: int) -> Batch:
@@ -148,7 +161,7 @@ def _batch(recipe: Recipe, rows: Rows, begin: int) -> Batch:
     return causal(rows, recipe.objective.document_mask)
 
 
-def _update(session: Session, batches: list[Batch], n_targets: int, rate: float) -> StepResult:
+def _update(session: Session, batches: list[Batch], n_targets: float, rate: float) -> StepResult:
     recipe, model = session.recipe, session.model
     loss, z_loss = gradients(model, batches, n_targets, session.record.precision, recipe.optimizer.z_loss)
     grad_norm = clip(list(model.parameters()), recipe.optimizer.clip_norm)
