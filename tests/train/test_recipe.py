@@ -61,7 +61,7 @@ def test_the_default_is_the_bundled_one_even_beside_a_file_of_that_name(
 
 def test_a_recipe_that_does_not_exist_is_answered_with_the_names() -> None:
     assert "Did you mean tiny?" in refused(recipe="tny")
-    assert "one of the names smoke, tiny" in refused(recipe="nowhere/x.toml")
+    assert "flash-21b, small, smoke, tiny, tiny-prefix" in refused(recipe="nowhere/x.toml")
 
 
 def test_an_installed_package_finds_its_recipes_inside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
