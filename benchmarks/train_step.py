@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from bushcraft.model.attention import Segments
 from bushcraft.model.config import ModelConfig
 from bushcraft.model.flops import training_flops
-from bushcraft.model.precision import multiplies_bf16
 from bushcraft.model.parameter_count import parameter_count
+from bushcraft.model.precision import multiplies_bf16
 from bushcraft.model.transformer import Decoder
 from bushcraft.objectives.batch import Batch
 from bushcraft.train.heap import keep_freed_memory
@@ -265,7 +265,8 @@ def hf_name(name: str) -> str:
 def throughput_row(us: Contender, them: Contender, what: str, target: float | None, limit: float) -> dict[str, Any]:
     """Tokens per second; the limit is what the matmul peak would give."""
     ratio = median_ratio(us, them)
-    shape = f"{parameter_count(SHAPE).total / 1e6:.1f}M parameters, {us.batch.tokens.shape[0]} × {us.batch.tokens.shape[1]}"
+    n_parameters, (n_rows, width) = parameter_count(SHAPE).total, us.batch.tokens.shape
+    shape = f"{n_parameters / 1e6:.1f}M parameters, {n_rows} × {width}"
     return {
         "claim": f"training step, {shape} tokens, {what}",
         "unit": "tokens/s",
