@@ -1,7 +1,5 @@
 """The layers are what their papers say, and the hand-written backward passes are their derivatives."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +12,6 @@ from bushcraft.model.config import ModelConfig
 from bushcraft.model.cross_entropy import cross_entropy
 from bushcraft.model.flops import forward_flops, training_flops
 from bushcraft.model.fused import GeGLUFunction, ReLU2Function, RMSNormFunction, RotaryFunction, SwiGLUFunction
-from bushcraft.model.generate import generate
 from bushcraft.model.initialise import initialise, normal_slice
 from bushcraft.model.layers import rotary_angles
 from bushcraft.model.precision import compute_precision, linear
@@ -201,29 +198,6 @@ def test_flops_are_those_that_a_counter_counts() -> None:
     scores = sum(n * (n + 1) // 2 for n in lengths) * 4 * SMALL.n_heads * SMALL.head_width * SMALL.n_layers
     assert forward_flops(SMALL, segments) == counter.get_total_flops() + scores  # our operator is opaque to it
     assert training_flops(SMALL, segments) == 3 * forward_flops(SMALL, segments)
-
-
-@pytest.mark.parametrize("prompt_is_prefix", [False, True])
-def test_cached_generation_is_what_the_whole_sequence_gives(prompt_is_prefix: bool) -> None:
-    model = Decoder(SMALL)
-    initialise(model, 0)
-    _open_residual(model)
-    prompt = [1, 2, 3]
-    tokens = prompt
-    for token in generate(model, prompt, 12, temperature=0, top_p=1, seed=0, prompt_is_prefix=prompt_is_prefix):
-        segments = segments_from([[len(tokens)]])
-        if prompt_is_prefix:
-            segments = replace(segments, prefix_length=torch.tensor([len(prompt)], dtype=torch.int32))
-        h = model(torch.tensor([tokens]), segments)
-        assert token == int((h[0, -1] @ model.unembedding_VD.T).argmax())
-        tokens = [*tokens, token]
-
-
-def test_generation_follows_its_seed() -> None:
-    model = Decoder(SMALL)
-    initialise(model, 0)
-    texts = [list(generate(model, [1], 20, 1.0, 0.9, seed)) for seed in (0, 0, 1)]
-    assert texts[0] == texts[1] != texts[2]
 
 
 @pytest.mark.parametrize(

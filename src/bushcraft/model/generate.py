@@ -1,87 +1,74 @@
-"""Tokens one by one, with the keys and values of all earlier ones kept.
+"""Tokens one by one, for many prompts at once.
 
-Shapes: B = 1 row, T positions so far, K key/value heads, E head width, V vocabulary.
+Shapes: B rows, N steps, V vocabulary.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from bushcraft.model.layers import Attention, rotary_angles
-from bushcraft.model.transformer import Decoder
+from bushcraft.model.attention import Segments
+from bushcraft.model.decoding import Decoding, Encoded, begin, next_logits
+from bushcraft.model.packed import Packed
+from bushcraft.model.sampling import draw, uniforms
+from bushcraft.model.transformer import Decoder, Model
 
 
-@dataclass
-class _Cache:
-    """Keys and values of one layer, (1, T, K, E), with room for more."""
-
-    keys: Tensor
-    values: Tensor
-
-
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
-    model: Decoder,
-    prompt: list[int],
+    model: Model,
+    prompts: Sequence[Sequence[int]],
     n_tokens: int,
     temperature: float,
     top_p: float,
-    seed: int,
-    prompt_is_prefix: bool = False,
-) -> Iterator[int]:
-    """Yield at most `n_tokens` tokens that go on with `prompt` (at least one token).
+    seeds: Sequence[int],
+    stops: Collection[int] = (),
+    prompts_are_prefixes: bool = False,
+    start: int | None = None,
+) -> Iterator[list[int | None]]:
+    """Yield the next token of each prompt, at most `n_tokens` times; None for a prompt that has ended.
 
-    Temperature 0 is greedy; else tokens are drawn from the smallest set of the most probable ones whose
-    probabilities sum to `top_p` (Holtzman et al. 2020, arXiv:1904.09751). A prompt that is a prefix is read both ways.
+    A prompt has at least one token; its text ends with the first token that is in `stops`. A decoder goes on with the
+    prompt, which it reads both ways if it is a prefix. An encoder-decoder reads it in the encoder, and its decoder
+    begins with the token `start`. Temperature and `top_p` are those of `sampling.draw`. What a prompt gets follows from
+    itself and its seed, whatever stands beside it.
     """
-    assert prompt
-    config = model.config
-    generator = torch.Generator().manual_seed(seed)
-    room = (1, len(prompt) + n_tokens, config.n_kv_heads, config.head_width)
-    caches = [_Cache(torch.empty(room), torch.empty(room)) for _ in model.layers]
-    tokens, begin = prompt, 0
-    for _ in range(n_tokens):
-        logits_V = next_logits(model, tokens, begin, caches, prompt_is_prefix)
-        begin += len(tokens)
-        token = _draw(logits_V, temperature, top_p, generator)
-        yield token
-        tokens = [token]
+    uniforms_BN = uniforms(seeds, n_tokens).to(model.unembedding_VD.device)
+    decoding, logits_BV = _read(model, prompts, n_tokens, prompts_are_prefixes, start)
+    prompt_of_row, going = list(range(len(prompts))), set(range(len(prompts)))
+    for step in range(n_tokens):
+        tokens_B = draw(logits_BV, temperature, top_p, uniforms_BN[:, step])
+        drawn = dict(zip(prompt_of_row, tokens_B.tolist(), strict=True))
+        yield [drawn[prompt] if prompt in going else None for prompt in range(len(prompts))]
+        going -= {prompt for prompt, token in drawn.items() if token in stops}
+        if not going or step == n_tokens - 1:
+            return
+        if 2 * len(going) <= len(prompt_of_row):  # not at each end, so that the copies cost less than the steps
+            rows = [row for row, prompt in enumerate(prompt_of_row) if prompt in going]
+            prompt_of_row = [prompt_of_row[row] for row in rows]
+            decoding.keep_rows(kept := torch.tensor(rows, device=tokens_B.device))
+            tokens_B, uniforms_BN = tokens_B[kept], uniforms_BN[kept]
+        logits_BV = next_logits(decoding, tokens_B)
 
 
-def next_logits(
-    model: Decoder, tokens: list[int], begin: int, caches: list[_Cache], prompt_is_prefix: bool = False
-) -> Tensor:
-    """Logits (V,) after `tokens`, which stand at positions from `begin` on; the caches grow by them."""
-    config, end = model.config, begin + len(tokens)
-    angles = rotary_angles(torch.arange(begin, end)[None], config.head_width, config.rope_theta)
-    x_BSD = model.embedding(torch.tensor([tokens]))
-    for layer, cache in zip(model.layers, caches, strict=True):
-        attention: Attention = layer.attention  # type: ignore[assignment]
-        y_BSD = layer.attention_norm(x_BSD)  # type: ignore[operator]
-        q, (k, v) = attention.queries(y_BSD, angles), attention.keys_and_values(y_BSD, angles)
-        cache.keys[:, begin:end], cache.values[:, begin:end] = k, v
-        x_BSD = x_BSD + attention.out(
-            _attend_to_cache(q, cache, begin, end, causal=begin == 0 and not prompt_is_prefix).flatten(-2)
-        )
-        x_BSD = x_BSD + layer.mlp(layer.mlp_norm(x_BSD))  # type: ignore[operator]
-    h_D = model.norm(x_BSD[:, -1])[0]
-    return model.unembedding_VD @ h_D  # type: ignore[no-any-return]
+def _read(
+    model: Model, prompts: Sequence[Sequence[int]], n_tokens: int, are_prefixes: bool, start: int | None
+) -> tuple[Decoding, Tensor]:
+    """The prompts as the model reads them, with room for `n_tokens` more; logits (B, V) of the first of these."""
+    device = model.unembedding_VD.device
+    packed = _packed(prompts, are_prefixes, device)
+    if isinstance(model, Decoder):
+        return begin(model, packed, n_tokens)
+    assert start is not None, "the decoder of an encoder-decoder has to begin with some token"
+    beginnings = _packed([[start]] * len(prompts), False, device)
+    return begin(model.decoder, beginnings, n_tokens, Encoded(packed, model.encode(packed)))
 
 
-def _attend_to_cache(q_BSHE: Tensor, cache: _Cache, begin: int, end: int, causal: bool) -> Tensor:
-    """New queries over all keys so far. A prompt begins the cache and may be causal; one new token sees all."""
-    assert begin == 0 or q_BSHE.shape[1] == 1
-    q, k, v = (x.transpose(1, 2) for x in (q_BSHE, cache.keys[:, :end], cache.values[:, :end]))
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=True)
-    return out.transpose(1, 2)
-
-
-def _draw(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    if temperature == 0:
-        return int(logits_V.argmax())
-    probabilities, order = (logits_V / temperature).softmax(0).sort(descending=True, stable=True)
-    before = probabilities.cumsum(0) - probabilities
-    kept = probabilities * ((before < top_p) | (torch.arange(len(before)) == 0))
-    return int(order[torch.multinomial(kept, 1, generator=generator)])
+def _packed(rows: Sequence[Sequence[int]], are_prefixes: bool, device: torch.device) -> Packed:
+    """One row of all of them, a segment each."""
+    length = torch.tensor([len(row) for row in rows], dtype=torch.int32)
+    zeros = torch.zeros_like(length)
+    start = (length.cumsum(0) - length).int()
+    segments = Segments(row=zeros, start=start, prefix_length=length if are_prefixes else zeros, length=length)
+    return Packed(torch.tensor([[token for row in rows for token in row]], device=device), segments)

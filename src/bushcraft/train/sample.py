@@ -35,8 +35,9 @@ class TextModel:
         """Go on with `prompt` until the document ends or `n_tokens` are there; pieces of text."""
         ids = [self.separator, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
         pending: list[int] = []
-        for token in generate(self.model, ids, n_tokens, temperature, top_p, seed, self.reads_prompts_both_ways):
-            if token == self.separator:
+        both_ways, stops = self.reads_prompts_both_ways, {self.separator}
+        for (token,) in generate(self.model, [ids], n_tokens, temperature, top_p, [seed], stops, both_ways):
+            if token is None or token == self.separator:
                 break
             pending.append(token)
             text = self.tokenizer.decode(pending, skip_special_tokens=False)
