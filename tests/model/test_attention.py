@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bushcraft.model.attention import Mask, Segments, attend, bidirectional_mask, cross_mask, prefix_mask
+from tests.model.attention_cases import Case, cases, dense, seen
 
 Lengths = list[list[tuple[int, int]]]
 """(prefix, length) of each segment of each row."""
@@ -34,15 +35,6 @@ def seen_by_definition(kind: str, queries: Segments, keys: Segments, q: tuple[in
     return same & (before | both_in_prefix)
 
 
-def dense(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
-    """Attention from a matrix of all scores, in float64."""
-    q, k, v = (x.double() for x in (q, k, v))
-    k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
-    scores = torch.einsum("bqhe,ckhe->bqhck", q, k) * q.shape[-1] ** -0.5
-    weights = scores.masked_fill(~seen[:, :, None], float("-inf")).flatten(-2).softmax(-1).view_as(scores)
-    return torch.einsum("bqhck,ckhe->bqhe", weights, v)
-
-
 @st.composite
 def packings(draw: st.DrawFn) -> Lengths:
     """Rows of one width, cut at random."""
@@ -60,11 +52,11 @@ def check(kind: str, mask: Mask, queries: Lengths, keys: Lengths, groups: int) -
     q_shape, k_shape = ((len(rows), sum(n for _, n in rows[0])) for rows in (queries, keys))
     q = torch.randn(*q_shape, 4, 8, requires_grad=True)
     k, v = (torch.randn(*k_shape, 4 // groups, 8, requires_grad=True) for _ in range(2))
-    seen = seen_by_definition(kind, segments_of(queries), segments_of(keys), q_shape, k_shape)
-    assert mask.n_scores() == int(seen.sum())
+    visible = seen_by_definition(kind, segments_of(queries), segments_of(keys), q_shape, k_shape)
+    assert mask.n_scores() == int(visible.sum())
     direction = torch.randn(q.shape)
     results = []
-    for out in (attend(q, k, v, mask), dense(q, k, v, seen)):
+    for out in (attend(q, k, v, mask), dense(q, k, v, visible)):
         results.append([out, *torch.autograd.grad(out, (q, k, v), direction.to(out.dtype))])
     for ours, reference in zip(*results, strict=True):
         torch.testing.assert_close(ours, reference.to(ours.dtype), rtol=1e-4, atol=1e-5)
@@ -97,7 +89,93 @@ def test_a_decoder_without_its_encoder_is_refused() -> None:
         cross_mask(segments_of([[(0, 2), (0, 3)]]), segments_of([[(0, 5)]]))
 
 
-def test_attention_operator_is_sound_for_the_compiler() -> None:
+def results(case: Case, inputs: list[Tensor]) -> list[list[Tensor]]:
+    """Output and gradients, ours and the reference's."""
+    out = attend(*inputs, case.mask, case.scale, case.soft_cap)
+    direction = torch.randn(out.shape).to(out.dtype)
+    return [[out, *torch.autograd.grad(out, inputs, direction)], case.reference(inputs, direction)]
+
+
+@settings(max_examples=250, deadline=None)
+@given(case=cases())
+def test_any_pieces_windows_and_soft_caps_are_the_dense_formula(case: Case) -> None:
+    assert case.mask.n_scores() == int(seen(case.mask, case.queries, case.keys).sum())
+    for ours, reference in zip(*results(case, case.inputs(torch.float32)), strict=True):
+        torch.testing.assert_close(ours.double(), reference, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_bf16_is_as_near_as_its_rounding(case: Case) -> None:
+    for ours, reference in zip(*results(case, case.inputs(torch.bfloat16)), strict=True):
+        assert (ours.double() - reference).norm() <= 0.02 * reference.norm() + 1e-3
+
+
+def one_piece(n_queries: int, n_keys: int, causal: bool, window: int | None, soft_cap: float | None = None) -> Case:
+    mask = Mask(torch.tensor([[0, 0, n_queries, 0, 0, n_keys, int(causal)]]), window)
+    return Case(mask, (1, n_queries), (1, n_keys), 2, None, soft_cap)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [1, 7, 64, 100, 200])
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_a_window_over_many_blocks(causal: bool, window: int, soft_cap: float | None) -> None:
+    case = one_piece(300, 310, causal, window, soft_cap)
+    assert case.mask.n_scores() == int(seen(case.mask, case.queries, case.keys).sum())
+    for ours, reference in zip(*results(case, case.inputs(torch.float32)), strict=True):
+        torch.testing.assert_close(ours.double(), reference, rtol=1e-4, atol=1e-5)
+    for ours, reference in zip(*results(case, case.inputs(torch.bfloat16, sharpness=4.0)), strict=True):
+        assert (ours.double() - reference).norm() <= 0.02 * reference.norm() + 1e-3
+
+
+def test_scores_of_millions_of_positions_are_counted_at_once() -> None:
+    n = 1 << 20
+    assert one_piece(n, n, True, None).mask.n_scores() == n * (n + 1) // 2
+    assert one_piece(n, n, True, 4096).mask.n_scores() == 4096 * 4097 // 2 + (n - 4096) * 4096
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_window_no_smaller_than_the_piece_changes_no_bit(causal: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 40, 4, 8), torch.randn(1, 50, 2, 8), torch.randn(1, 50, 2, 8)
+    pieces = torch.tensor([[0, 0, 40, 0, 0, 50, int(causal)]])
+    assert torch.equal(attend(q, k, v, Mask(pieces, 50)), attend(q, k, v, Mask(pieces)))
+    assert not torch.equal(attend(q, k, v, Mask(pieces, 49)), attend(q, k, v, Mask(pieces)))
+
+
+def test_no_keys_at_all_give_zeros() -> None:
+    q, k = torch.randn(2, 5, 4, 8, requires_grad=True), torch.randn(2, 0, 2, 8, requires_grad=True)
+    for pieces in (torch.zeros(0, 7, dtype=torch.int64), torch.tensor([[1, 0, 5, 0, 0, 0, 0]])):
+        out = attend(q, k, k, Mask(pieces))
+        assert not out.any()
+        assert not any(gradient.any() for gradient in torch.autograd.grad(out.sum(), (q, k)))
+
+
+@pytest.mark.parametrize("length", [20, 400])
+@pytest.mark.parametrize("window", [None, 9])
+def test_inputs_of_any_strides(length: int, window: int | None) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 8, length, 2, 4).permute(0, 4, 2, 3, 1)  # (B, S, H, E), no axis where it is expected
+    mask = Mask(torch.tensor([[0, 0, length, 1, 0, length, 1], [3, 0, length, 3, 0, length, 1]]), window)
+    found = []
+    for inputs in ([q, k, v], [x.contiguous() for x in (q, k, v)]):
+        leaves = [x.requires_grad_() for x in inputs]
+        out = attend(*leaves, mask)
+        found.append([out, *torch.autograd.grad(out.sum(), leaves)])  # the sum's gradient has strides of 0
+    torch.testing.assert_close(*found)
+
+
+def test_one_document_of_the_encoder_may_serve_several_rows() -> None:
+    mask = Mask(torch.tensor([[row, 0, 6, 1, 2, 5, 0] for row in (0, 1, 3)]))
+    case = Case(mask, (4, 6), (2, 9), 2, None, None)
+    for ours, reference in zip(*results(case, case.inputs(torch.float32)), strict=True):
+        torch.testing.assert_close(ours.double(), reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "soft_cap"), [(None, None), (3, 2.0)])
+def test_attention_operator_is_sound_for_the_compiler(window: int | None, soft_cap: float | None) -> None:
     q, k = torch.randn(2, 6, 4, 8, requires_grad=True), torch.randn(2, 6, 2, 8, requires_grad=True)
     pieces = prefix_mask(segments_of([[(2, 4), (0, 2)], [(0, 6)]])).pieces
-    torch.library.opcheck(torch.ops.bushcraft.segment_attention.default, (q, k, k.clone(), pieces))
+    torch.library.opcheck(
+        torch.ops.bushcraft.segment_attention.default, (q, k, k.clone(), pieces, 0.4, window, soft_cap)
+    )

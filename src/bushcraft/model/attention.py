@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bushcraft.model.attention_cpu import segment_attention
+from bushcraft.model.attention_pieces import n_scores
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ class Mask:
 
     def n_scores(self) -> int:
         """Pairs of a query and a key that it sees: what attention costs."""
-        _, _, n_queries, _, _, n_keys, causal = self.pieces.unbind(1)
-        return int((n_queries * n_keys - causal * (n_queries * (n_queries - 1) // 2)).sum())
+        return n_scores(self.pieces, self.window)
 
 
 def prefix_mask(segments: Segments) -> Mask:
@@ -96,8 +96,6 @@ def attend(
     arXiv:2408.00118).
     Query head h reads key/value head h * K // H (Ainslie et al. 2023, arXiv:2305.13245).
     """
-    assert scale is None
-    assert soft_cap is None
-    assert mask.window is None
-    out: Tensor = segment_attention(q_BSHE, k_BTKE, v_BTKE, mask.pieces)[0]
+    scale = q_BSHE.shape[-1] ** -0.5 if scale is None else scale
+    out: Tensor = segment_attention(q_BSHE, k_BTKE, v_BTKE, mask.pieces, scale, mask.window, soft_cap)[0]
     return out

@@ -11,14 +11,19 @@ Shapes: n rows, L queries, T keys, H query heads, K key/value heads, E head widt
 import torch
 from torch import Tensor
 
+from bushcraft.model.attention_pieces import Rule
+
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def forward(q_nLHE: Tensor, k_nTKE: Tensor, v_nTKE: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def forward(q_nLHE: Tensor, k_nTKE: Tensor, v_nTKE: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
     """Output (n, L, H, E) and log-sum-exp (n, L, H) in fp32."""
     q, k, v = (x.transpose(1, 2) for x in (q_nLHE, k_nTKE, v_nTKE))
-    (first, *rest) = [_forward(q, k[:, :, part], v[:, :, part], 0.0, edge) for part, edge in _parts(q, k, causal)]
+    (first, *rest) = [
+        _forward(q, k[:, :, part], v[:, :, part], 0.0, edge, scale=rule.scale)
+        for part, edge in _parts(q, k, rule.causal)
+    ]
     out, lse = first
     for other_out, other_lse in rest:
         joint = torch.logaddexp(lse, other_lse)
@@ -29,12 +34,13 @@ def forward(q_nLHE: Tensor, k_nTKE: Tensor, v_nTKE: Tensor, causal: bool) -> tup
 
 
 def backward(
-    d_out: Tensor, q_nLHE: Tensor, k_nTKE: Tensor, v_nTKE: Tensor, out: Tensor, lse_nLH: Tensor, causal: bool
+    d_out: Tensor, q_nLHE: Tensor, k_nTKE: Tensor, v_nTKE: Tensor, out: Tensor, lse_nLH: Tensor, rule: Rule
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values, in their shapes."""
     d_out, q, k, v, out, lse = (x.transpose(1, 2) for x in (d_out, q_nLHE, k_nTKE, v_nTKE, out, lse_nLH))
     found = [
-        _backward(d_out, q, k[:, :, part], v[:, :, part], out, lse, 0.0, edge) for part, edge in _parts(q, k, causal)
+        _backward(d_out, q, k[:, :, part], v[:, :, part], out, lse, 0.0, edge, scale=rule.scale)
+        for part, edge in _parts(q, k, rule.causal)
     ]
     dq, dk, dv = zip(*found, strict=True)
     return sum(dq[1:], dq[0]).transpose(1, 2), torch.cat(dk, 2).transpose(1, 2), torch.cat(dv, 2).transpose(1, 2)
