@@ -24,11 +24,16 @@ PROMPTS = [[1, 2, 3], [7], [5, 4, 3, 2, 1, 0, 9, 8, 7, 6, 5]]
 KINDS = ["causal", "prefix", "encoder_decoder"]
 VARIANTS = {
     "plain": {},
+    "window": {"window": 4},
+    "window of the own token": {"window": 1, "full_layer_every": 3},
+    "attention soft cap": {"attention_soft_cap": 0.7},
+    "attention scale": {"attention_scale": 0.9},
     "logit soft cap": {"logit_soft_cap": 0.5},
     "scaled embeddings": {"scale_embeddings": True},
     "post norm": {"post_norm": True},
     "untied": {"tie_embeddings": False, "share_embeddings": False, "qk_norm": False},
     "wide heads": {"head_dim": 12, "n_kv_heads": 4, "mlp": "relu2"},
+    "all": {"window": 3, "attention_soft_cap": 2.0, "attention_scale": 0.3, "logit_soft_cap": 1.0, "post_norm": True},
 }
 
 
@@ -104,7 +109,7 @@ def test_every_step_has_the_logits_of_the_whole_text(kind: str, variant: str, mo
 def test_a_prompt_gets_what_it_gets_alone(
     kind: str, temperature: float, top_p: float, prompts: list[list[int]], stops: set[int]
 ) -> None:
-    model = opened(kind)
+    model = opened(kind, window=5)
     together = texts(model, kind, prompts, 8, temperature, top_p, stops=stops)
     alone = [
         texts(model, kind, [prompt], 8, temperature, top_p, stops=stops, seeds=[seed])[0]
@@ -168,6 +173,16 @@ def test_only_the_smallest_set_of_most_probable_tokens_is_drawn_from(
     probability_V = (logits_V.double() / temperature).softmax(0)
     above = float(probability_V[logits_V > logits_V[token]].sum())
     assert above < top_p + 1e-12
+
+
+@pytest.mark.parametrize("n_tokens", [300, 3000])
+def test_a_nucleus_of_any_size_is_whole(n_tokens: int) -> None:
+    logits_V = torch.zeros(4000)
+    logits_V[:n_tokens] = torch.linspace(20, 20.5, n_tokens)
+    drawn = draw(logits_V.expand(4000, 4000), 1.0, 0.9, torch.linspace(0, 1, 4001).double()[:-1])
+    probability_V = logits_V.double().softmax(0)
+    inside = probability_V[drawn.unique()].sort().values
+    assert 0.9 <= float(inside.sum()) < 0.9 + float(inside[0]) + 1e-9
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-9, 1e300])
