@@ -66,6 +66,17 @@ def test_the_decoder_does_not_see_what_follows() -> None:
     assert not torch.allclose(before[5:], after[5:])
 
 
+def test_a_windowed_layer_of_the_encoder_sees_so_many_on_either_side() -> None:
+    config = SMALL.model_copy(update={"window": 2, "full_layer_every": 100, "n_encoder_layers": 1})
+    model = opened(config)
+    inputs = torch.randint(97, (11,))
+    before = model.encode(Packed(inputs[None], one_row([11])))[0]
+    inputs[5] = (inputs[5] + 1) % 97
+    after = model.encode(Packed(inputs[None], one_row([11])))[0]
+    changed = (~torch.isclose(before, after).all(1)).nonzero()[:, 0].tolist()
+    assert changed == [3, 4, 5, 6, 7]
+
+
 def test_compiled_stacks_give_the_same_numbers() -> None:
     torch._dynamo.reset()
     model, plain = opened(SMALL), opened(SMALL)
@@ -93,7 +104,7 @@ def test_parameter_count_is_exact(shape: dict[str, object]) -> None:
     assert parameter_count(config).total == sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("window", [None])
+@pytest.mark.parametrize("window", [None, 3])
 def test_flops_are_those_that_a_counter_counts(window: int | None) -> None:
     config = SMALL.model_copy(update={"window": window})
     model = opened(config)
