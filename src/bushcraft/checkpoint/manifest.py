@@ -12,7 +12,8 @@ from typing import Any
 from bushcraft.errors import CheckpointError
 from bushcraft.store.depot import Depot
 
-VERSION = 1
+VERSION = 2
+"""Version 2 is version 1 with `tokenizer`; what has none is written as version 1."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,20 @@ class TensorEntry:
 
 
 @dataclass(frozen=True)
+class TokenizerEntry:
+    """The tokenizer of a model that came here without the data that it was trained on."""
+
+    object: str
+    """Object name of the tokenizer.json."""
+    begin: int | None
+    """The token in front of a text, if there is one."""
+    ends: tuple[int, ...]
+    """The tokens that end a text."""
+    chat_template: str | None = None
+    """The Jinja2 template of conversations, if there is one."""
+
+
+@dataclass(frozen=True)
 class CheckpointManifest:
     """All that a run needs to go on from `position`."""
 
@@ -57,11 +72,16 @@ class CheckpointManifest:
     optimizer: dict[str, Any]
     """The optimizer's scalars; its tensors stand with the others."""
     tensors: dict[str, TensorEntry]
+    tokenizer: TokenizerEntry | None = None
+    """That of an imported model; a run has the one of its data sets."""
 
 
 def write_manifest(depot: Depot, manifest: CheckpointManifest) -> str:
     """Publish the manifest as the newest checkpoint of its run; its object name."""
     document = {"format": "bushcraft-checkpoint", "version": VERSION, **asdict(manifest)}
+    if manifest.tokenizer is None:
+        document["version"] = 1
+        del document["tokenizer"]
     name = depot.put_bytes(json.dumps(document, indent=1, sort_keys=True).encode())
     depot.publish(f"checkpoints/{manifest.run}", name)
     return name
@@ -84,7 +104,12 @@ def read_manifest(depot: Depot, name: str) -> CheckpointManifest:
         key: TensorEntry(tuple(t["shape"]), t["dtype"], tuple(_chunk(chunk) for chunk in t["chunks"]))
         for key, t in document.pop("tensors").items()
     }
-    return CheckpointManifest(tensors=tensors, **document)
+    tokenizer = document.pop("tokenizer", None)
+    return CheckpointManifest(tensors=tensors, tokenizer=tokenizer and _tokenizer(tokenizer), **document)
+
+
+def _tokenizer(document: dict[str, Any]) -> TokenizerEntry:
+    return TokenizerEntry(**{**document, "ends": tuple(document["ends"])})
 
 
 def _chunk(document: dict[str, Any]) -> Chunk:

@@ -20,7 +20,8 @@ def verify(depot: Depot, name: str) -> tuple[CheckpointManifest, int]:
     """
     manifest = read_manifest(depot, name)
     n_bytes = verify_tensors(depot, manifest.tensors)
-    for other in (manifest.ledger, manifest.code, *manifest.datasets.values()):
+    tokenizer = [manifest.tokenizer.object] if manifest.tokenizer else []
+    for other in (manifest.ledger, manifest.code, *manifest.datasets.values(), *tokenizer):
         depot.verify(other)
         n_bytes += depot.size(other)
     return manifest, n_bytes
