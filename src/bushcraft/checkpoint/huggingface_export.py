@@ -1,5 +1,6 @@
 """A checkpoint → a Hugging Face folder that `transformers` and what is built on it can load."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ def export_folder(
     context: int,
     folder: Path,
     dtype: torch.dtype,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Architecture:
     """Write the model of a checkpoint, made for `context` positions, to `folder`, whole or not at all.
 
+    `progress` hears how many tensors are written, of how many.
     Errors: `CheckpointError` (no architecture can say what the model is, the folder is not empty or cannot be
     written), `CorruptObjectError`, `StoreError`.
     """
@@ -39,13 +42,13 @@ def export_folder(
     if architecture == T5GEMMA:  # which hides padding by its id, and so must have one
         text, pad = padding(text, model.vocab_size)
     found = places(model, architecture)
-    tensors = Converted({place.theirs: partial(_read_theirs, depot, manifest, place) for place in found})
+    make = {place.theirs: partial(_read_theirs, depot, manifest, place) for place in found}
     dtype_name = str(dtype).removeprefix("torch.")
     with new_folder(folder) as new:
         write_json(new / "config.json", write_config(model, context, text.begin, text.ends, pad, dtype_name))
         write_json(new / "generation_config.json", _generation(architecture, text, pad))
         write_tokenizer(new, text, context, is_decoder=architecture != T5GEMMA)
-        write_tensors(new, tensors, {place.theirs: place.shape for place in found}, dtype)
+        write_tensors(new, Converted(make, progress), {place.theirs: place.shape for place in found}, dtype)
     return architecture
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,12 @@ _DERIVED = ".rotary_emb.inv_freq"
 _ANOTHER_FOLDER = "Copy the folder again, or save the model again by save_pretrained"
 
 
-def import_folder(depot: Depot, folder: Path, name: str) -> tuple[str, CheckpointManifest]:
+def import_folder(
+    depot: Depot, folder: Path, name: str, progress: Callable[[int, int], None] = lambda *_: None
+) -> tuple[str, CheckpointManifest]:
     """Make the model of `folder` the newest checkpoint `name`, in fp32; the object name of its manifest, and that.
 
+    `progress` hears how many tensors are read, of how many.
     Errors: `CheckpointError` that names the file, key or tensor that does not fit; `StoreError`.
     """
     _check_name(depot, name)
@@ -39,7 +43,7 @@ def import_folder(depot: Depot, folder: Path, name: str) -> tuple[str, Checkpoin
     tokenizer = read_tokenizer(folder, config.model.vocab_size)
     wanted = places(config.model, config.architecture)
     _check_tensors(folder, wanted, stored, tied_copies(config.model, config.architecture))
-    tensors = Converted({PREFIX + place.ours: partial(_read_ours, place, stored) for place in wanted})
+    make = {PREFIX + place.ours: partial(_read_ours, place, stored) for place in wanted}
     manifest = CheckpointManifest(
         run=name,
         position=0,
@@ -50,7 +54,7 @@ def import_folder(depot: Depot, folder: Path, name: str) -> tuple[str, Checkpoin
         datasets={},
         code=save_code(depot, Path(bushcraft.__file__).parent),
         optimizer={},
-        tensors=save_tensors(depot, tensors),
+        tensors=save_tensors(depot, Converted(make, progress)),
         tokenizer=TokenizerEntry(depot.put_bytes(tokenizer), config.begin, config.ends, read_chat_template(folder)),
     )
     return write_manifest(depot, manifest), manifest

@@ -96,13 +96,20 @@ def _offset(architecture: Architecture, shape: tuple[int, ...]) -> float:
 
 
 class Converted(Mapping[str, Tensor]):
-    """Tensors that are made when they are asked for: a model may be larger than the memory."""
+    """Tensors that are made when they are asked for, since a model may be larger than the memory."""
 
-    def __init__(self, make: Mapping[str, Callable[[], Tensor]]) -> None:
-        self._make = make
+    def __init__(self, make: Mapping[str, Callable[[], Tensor]], progress: Callable[[int, int], None]) -> None:
+        """`progress` hears how many were asked for so far, and how many there are."""
+        self._make, self._progress = make, progress
+        self._last: tuple[str, Tensor] | None = None
+        self._n_made = 0
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._make[name]()
+        if self._last is None or self._last[0] != name:
+            self._last = name, self._make[name]()
+            self._n_made += 1
+            self._progress(self._n_made, len(self))
+        return self._last[1]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._make)

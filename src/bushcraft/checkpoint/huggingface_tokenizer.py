@@ -1,5 +1,6 @@
 """The tokenizer of a Hugging Face folder: `tokenizer.json`, and what `transformers` wants to know beside it."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,14 @@ class TextSide:
     ends: tuple[int, ...]
     """The tokens that end a text."""
     chat_template: str | None = None
+    puts_begin: bool = False
+    """Whether the tokenizer is to be told to put that token there, which it may do already."""
     names: tuple[tuple[int, str], ...] = ()
     """Special tokens that the tokenizer does not know, with their ids, which follow on its own."""
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> bytes:
-    """The canonical tokenizer.json of a folder, without the template that `write_tokenizer` adds.
+    """The canonical tokenizer.json of a folder.
 
     Errors: `CheckpointError` if there is none, or it has tokens for which the model has no embedding.
     """
@@ -51,11 +54,17 @@ def read_tokenizer(folder: Path, vocab_size: int) -> bytes:
         )
     engine.no_truncation()
     engine.no_padding()
-    document = json.loads(engine.to_str())
+    return canonical(engine.to_str())
+
+
+def without_begin(tokenizer: bytes) -> bytes:
+    """The canonical tokenizer.json without what `TextSide.puts_begin` adds: that of the data set of such a model."""
+    document = json.loads(tokenizer)
     processor = document["post_processor"] or {}
     if processor.get("type") == "TemplateProcessing":
-        first = processor["single"][0].get("SpecialToken", {}).get("id")
-        if processor == _begins_with(first, engine.token_to_id(first)):
+        name = next(iter(processor["special_tokens"]), None)
+        number = Tokenizer.from_buffer(tokenizer).token_to_id(name) if name else None
+        if processor == _begins_with(name, number):
             document["post_processor"] = None
     return canonical(json.dumps(document))
 
@@ -81,15 +90,11 @@ def padding(text: TextSide, vocab_size: int) -> tuple[TextSide, int]:
     free = engine.get_vocab_size() + len(text.names)
     if free >= vocab_size:
         return text, NO_PAD
-    named = (*text.names, (free, PAD))
-    return TextSide(text.tokenizer, text.begin, text.ends, text.chat_template, named), free
+    return dataclasses.replace(text, names=(*text.names, (free, PAD))), free
 
 
 def write_tokenizer(folder: Path, text: TextSide, context: int, is_decoder: bool) -> None:
-    """Write `tokenizer.json`, which puts the first token in front of a text, and `tokenizer_config.json`.
-
-    Errors: OSError.
-    """
+    """Write `tokenizer.json` and `tokenizer_config.json`. Errors: OSError."""
     document = json.loads(text.tokenizer)
     engine = Tokenizer.from_buffer(text.tokenizer)
     document["added_tokens"] += [_special_token(number, name) for number, name in text.names]
@@ -99,7 +104,7 @@ def write_tokenizer(folder: Path, text: TextSide, context: int, is_decoder: bool
         return None if token is None else names.get(token) or engine.id_to_token(token)
 
     begin, end = name_of(text.begin), name_of(text.ends[0] if text.ends else None)
-    if begin is not None and document["post_processor"] is None:
+    if text.puts_begin and document["post_processor"] is None:
         document["post_processor"] = _begins_with(begin, text.begin)
     (folder / "tokenizer.json").write_bytes(canonical(json.dumps(document)))
     about: dict[str, Any] = {

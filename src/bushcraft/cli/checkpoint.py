@@ -1,14 +1,21 @@
-"""`bushcraft checkpoint`: what was saved, and whether it is whole."""
+"""`bushcraft checkpoint`: what was saved, and whether it is whole; Hugging Face folders both ways."""
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
 from bushcraft.cli.options import JsonOption, StoreOption, open_store, print_json, print_table
 from bushcraft.errors import BushcraftError, CheckpointError
-from bushcraft.store.workspace import Store
+from bushcraft.store.workspace import Store, default_store
 
-app = typer.Typer(help="List and verify checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="List, verify, export and import checkpoints.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -77,6 +84,77 @@ def verify(
             told = result["error"] or f"whole, {result['bytes']:,} bytes"
             print(f"{result['run']} {result['number']} {str(result['manifest'])[:12]}  {told}")
     raise typer.Exit(1 if any(result["error"] for result in results) else 0)
+
+
+class ExportDtype(StrEnum):
+    """What weights are written in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A run's name, or the object name of a checkpoint's manifest.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
+    dtype: Annotated[ExportDtype, typer.Option(help="What the weights are written in.")] = ExportDtype.float32,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder: Llama, Qwen3 or T5Gemma."""
+    where = open_store(store)  # before torch is imported, which takes seconds
+    import torch
+
+    from bushcraft.checkpoint.huggingface_export import export_folder
+    from bushcraft.train.load_model import find_model, text_side
+
+    saved = find_model(where, run)
+    model, context = saved.recipe.model, saved.recipe.run.sequence_length
+    text = text_side(where, saved)
+    with _progress("writing tensors") as progress:
+        architecture = export_folder(
+            where.depot, saved.manifest, model, text, context, folder, getattr(torch, dtype), progress
+        )
+    objective, notes = saved.recipe.objective, []
+    if model.kind == "decoder" and objective.kinds != {"causal"} and objective.prompts_both_ways:
+        notes.append(f"the model was trained to read prompts both ways; a {architecture} reads them causally")
+    if json:
+        about = {"architecture": architecture, "folder": str(folder), "dtype": dtype, "checkpoint": saved.name}
+        return print_json({**about, "notes": notes})
+    print(f"{folder}: checkpoint {saved.name[:12]} as {architecture}, {dtype}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return None
+
+
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face folder.")],
+    name: Annotated[str, typer.Argument(help="What the checkpoint is to be called.")],
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a checkpoint of a Hugging Face folder: Llama, Qwen3 or T5Gemma."""
+    from bushcraft.checkpoint.huggingface_import import import_folder
+
+    where = Store.create(store or default_store())
+    with _progress("reading tensors") as progress:
+        checkpoint, manifest = import_folder(where.depot, folder, name, progress)
+    n_parameters = sum(chunk.end - chunk.begin for t in manifest.tensors.values() for chunk in t.chunks) // 4
+    if json:
+        return print_json({"name": name, "manifest": checkpoint, "parameters": n_parameters})
+    print(f"checkpoint {name}: {checkpoint[:12]}, {n_parameters / 1e6:,.2f}M parameters")
+    print(f"next: bushcraft generate {name} --prompt TEXT")
+    return None
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; nothing elsewhere."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def _all(store: Store, run: str | None) -> list[tuple[str, int, str]]:
