@@ -1,11 +1,14 @@
 """Each mask sees what its definition says, and attention over its pieces is dense masked attention in float64."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bushcraft.model import attention
 from bushcraft.model.attention import Mask, Segments, attend, bidirectional_mask, cross_mask, prefix_mask
 from tests.model.attention_cases import Case, cases, dense, seen
 
@@ -179,3 +182,31 @@ def test_attention_operator_is_sound_for_the_compiler(window: int | None, soft_c
     torch.library.opcheck(
         torch.ops.bushcraft.segment_attention.default, (q, k, k.clone(), pieces, 0.4, window, soft_cap)
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "soft_cap", "backend"),
+    [
+        ("cpu", torch.bfloat16, 5.0, "segment_attention"),
+        ("meta", torch.bfloat16, None, "varlen_attention"),
+        ("meta", torch.bfloat16, 5.0, "flex_segment_attention"),
+        ("meta", torch.float32, None, "flex_segment_attention"),
+    ],
+)
+def test_the_backend_follows_from_device_dtype_and_soft_cap(
+    monkeypatch: pytest.MonkeyPatch, device: str, dtype: torch.dtype, soft_cap: float | None, backend: str
+) -> None:
+    used = []
+
+    def stand_in(name: str) -> Callable[..., tuple[Tensor]]:
+        return lambda q, *_: used.append(name) or ((q,) if name != "flex_segment_attention" else q)
+
+    for module, name in (
+        (attention, "segment_attention"),
+        (attention.attention_varlen, "varlen_attention"),
+        (attention, "flex_segment_attention"),
+    ):
+        monkeypatch.setattr(module, name, stand_in(name))
+    q = torch.empty(1, 4, 2, 8, device=device, dtype=dtype)
+    assert attend(q, q, q, Mask(torch.tensor([[0, 0, 4, 0, 0, 4, 1]])), soft_cap=soft_cap) is q
+    assert used == [backend]

@@ -1,5 +1,8 @@
 """Attention over segments: masks are data, never matrices.
 
+What computes it follows from the device: on the CPU products and flash calls by piece, on CUDA the flash kernels for
+packed sequences, and FlexAttention for what they cannot do.
+
 Shapes: B rows, S query positions, T key positions, H query heads, K key/value heads, E head width, N segments,
 P pieces.
 """
@@ -9,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bushcraft.model import attention_varlen
 from bushcraft.model.attention_cpu import segment_attention
+from bushcraft.model.attention_flex import flex_segment_attention
 from bushcraft.model.attention_pieces import n_scores
 
 
@@ -97,5 +102,10 @@ def attend(
     Query head h reads key/value head h * K // H (Ainslie et al. 2023, arXiv:2305.13245).
     """
     scale = q_BSHE.shape[-1] ** -0.5 if scale is None else scale
-    out: Tensor = segment_attention(q_BSHE, k_BTKE, v_BTKE, mask.pieces, scale, mask.window, soft_cap)[0]
+    if q_BSHE.device.type == "cpu":
+        out: Tensor = segment_attention(q_BSHE, k_BTKE, v_BTKE, mask.pieces, scale, mask.window, soft_cap)[0]
+    elif soft_cap is None and attention_varlen.takes(q_BSHE):
+        out = attention_varlen.varlen_attention(q_BSHE, k_BTKE, v_BTKE, mask.pieces, scale, mask.window)[0]
+    else:
+        out = flex_segment_attention(q_BSHE, k_BTKE, v_BTKE, mask.pieces, scale, mask.window, soft_cap)
     return out

@@ -11,6 +11,7 @@ Shapes: P pieces, columns as in `attention.Mask.pieces`.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,38 @@ def trimmed(pieces: Tensor, window: int | None) -> Tensor:
     unseen = (n_keys - n_queries - window + 1).clamp(min=0)
     columns = (q_row, q_start + blind, n_queries - blind, k_row, k_start + unseen, n_keys - unseen, causal)
     return torch.stack(columns, 1)
+
+
+def flattened(pieces: Tensor, width: int, key_width: int) -> Tensor:
+    """(P, 5) in the order of the queries: first query, queries, first key, keys, causal; all rows numbered through."""
+    q_row, q_start, n_queries, k_row, k_start, n_keys, causal = pieces.unbind(1)
+    columns = torch.stack([q_row * width + q_start, n_queries, k_row * key_width + k_start, n_keys, causal], 1)
+    return columns[columns[:, 0].argsort()]
+
+
+def key_bounds(columns: Tensor, window: int | None, n_positions: int) -> tuple[Tensor, Tensor]:
+    """First key that each position of all rows sees, and the one after the last, (n_positions,); 0 and 0 for none.
+
+    `columns` are those of `flattened`.
+    """
+    first_query, n_queries, first_key, n_keys, causal = columns.repeat_interleave(columns[:, 1], dim=0).unbind(1)
+    at = torch.arange(len(first_query)) - (columns[:, 1].cumsum(0) - columns[:, 1]).repeat_interleave(columns[:, 1])
+    diagonal = at + n_keys - n_queries
+    width = _windows(n_queries, n_keys, window)
+    first, end = torch.zeros(2, n_positions, dtype=torch.int64)
+    first[first_query + at] = first_key + (diagonal - width + 1).clamp(min=0)
+    end[first_query + at] = first_key + torch.minimum(n_keys, diagonal + torch.where(causal.bool(), 1, width))
+    return first, end
+
+
+def packed(pieces: Tensor) -> bytes:
+    """Pieces as a value that a cache can hold to be equal."""
+    return pieces.numpy().tobytes()
+
+
+def unpacked(pieces: bytes) -> Tensor:
+    """The pieces of `packed`."""
+    return torch.from_numpy(np.frombuffer(pieces, dtype=np.int64).reshape(-1, 7).copy())
 
 
 def narrower(window: int | None, n_queries: int, n_keys: int) -> int | None:
