@@ -5,27 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bushcraft.data import packing
 from bushcraft.data.loader import Rows
-from bushcraft.data.order import Samples
 from bushcraft.objectives.causal import causal
 from bushcraft.objectives.prefix import prefix
 from bushcraft.objectives.randomness import uniform
-
-SEPARATOR = 0
-
-
-def rows_of(documents: list[int], width: int, n_rows: int) -> Rows:
-    """Rows cut from a stream of documents of those lengths, the separator first, repeated until it is long enough."""
-    stream = [t for n in documents for t in (SEPARATOR, *range(1, n + 1))]
-    stream *= 1 + (n_rows * width + 1) // len(stream)
-    tokens = np.array([stream[r * width : r * width + width + 1] for r in range(n_rows)], np.uint16)
-    real = np.full(n_rows, width)
-    zeros = np.zeros(n_rows, np.int64)
-    return Rows(tokens, real, packing.pieces(tokens[:, :-1], SEPARATOR, real), Samples(zeros, zeros, np.arange(n_rows)))
-
-
-packed = st.builds(rows_of, st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(1, 24), st.integers(1, 4))
+from tests.objectives.packed_rows import packed, rows_of
 
 
 @settings(max_examples=100, deadline=None)

@@ -9,6 +9,8 @@ from bushcraft.data.loader import Rows
 from bushcraft.data.packing import Pieces
 from bushcraft.model.attention import Segments
 from bushcraft.objectives.batch import Batch
+from bushcraft.objectives.examples import Examples, ranges
+from bushcraft.objectives.texts import Ints, Texts
 
 
 def causal(rows: Rows, document_mask: bool = True) -> Batch:
@@ -21,6 +23,31 @@ def causal(rows: Rows, document_mask: bool = True) -> Batch:
         targets=tokens[:, 1:].contiguous(),
         loss_weights=torch.from_numpy(weights.astype(np.float32)),
         segments=segments_of(rows.pieces) if document_mask else _whole_rows(len(tokens), width),
+    )
+
+
+def causal_examples(texts: Texts) -> Examples:
+    """The same as examples: a text's first token is read, the others and the one after it are predicted."""
+    return split_examples(texts, np.ones_like(texts.length), both_ways=False)
+
+
+def split_examples(texts: Texts, n_read: Ints, both_ways: bool) -> Examples:
+    """Read so many tokens of each text, at least one; predict the others and the one after it."""
+    is_input = np.zeros(len(texts.tokens), np.bool_)
+    is_input[ranges(texts.start, n_read)] = True
+    target_length = texts.length - n_read + 1
+    targets = np.empty(int(target_length.sum()), texts.tokens.dtype)
+    is_last = np.zeros(len(targets), np.bool_)
+    is_last[target_length.cumsum() - 1] = True
+    targets[~is_last], targets[is_last] = texts.tokens[~is_input], texts.following
+    return Examples(
+        position=texts.position,
+        place=texts.place,
+        inputs=texts.tokens[is_input],
+        input_length=n_read,
+        targets=targets,
+        target_length=target_length,
+        both_ways=np.full(len(texts), both_ways),
     )
 
 

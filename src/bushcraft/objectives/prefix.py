@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from bushcraft.data.loader import Rows
 from bushcraft.model.attention import Segments
 from bushcraft.objectives.batch import Batch
-from bushcraft.objectives.causal import causal
+from bushcraft.objectives.causal import causal, split_examples
+from bushcraft.objectives.examples import Examples
 from bushcraft.objectives.randomness import uniform
+from bushcraft.objectives.texts import Ints, Texts
 
 
 def prefix(rows: Rows, begin: int, seed: int, share: float | None = None) -> Batch:
@@ -26,14 +28,25 @@ def prefix(rows: Rows, begin: int, seed: int, share: float | None = None) -> Bat
     batch = causal(rows)
     pieces = rows.pieces
     if share is None:
-        drawn = uniform(seed, "prefix", begin + pieces.row, pieces.start)
-        length = 1 + (drawn * (pieces.length - 1)).astype(np.int64)
+        length = _drawn(seed, begin + pieces.row, pieces.start, pieces.length)
     else:
         length = np.round(share * pieces.length).astype(np.int64)
     length = np.minimum(np.maximum(length, 1), pieces.length - 1)
     segments = dataclasses.replace(batch.segments, prefix_length=torch.from_numpy(length.astype(np.int32)))
     shown = torch.from_numpy(_shown(segments, rows.tokens.shape[1] - 1, len(rows.tokens), length))
     return dataclasses.replace(batch, segments=segments, loss_weights=batch.loss_weights.masked_fill(shown, 0.0))
+
+
+def prefix_examples(texts: Texts, seed: int) -> Examples:
+    """The same as examples, with the same prefixes; a text of one token is read whole."""
+    length = _drawn(seed, texts.position, texts.place, texts.length)
+    return split_examples(texts, np.maximum(np.minimum(length, texts.length - 1), 1), both_ways=True)
+
+
+def _drawn(seed: int, position: Ints, place: Ints, length: Ints) -> Ints:
+    """Uniformly from 1 to all but one."""
+    drawn: Ints = 1 + (uniform(seed, "prefix", position, place) * (length - 1)).astype(np.int64)
+    return drawn
 
 
 def _shown(segments: Segments, width: int, n_rows: int, prefix_length: NDArray[np.int64]) -> NDArray[np.bool_]:

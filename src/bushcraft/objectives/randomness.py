@@ -9,19 +9,24 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import ArrayLike, NDArray
 
-_INCREMENT = np.uint64(0x9E3779B97F4A7C15)
+INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
 def uniform(seed: int, purpose: str, position: ArrayLike, place: ArrayLike) -> NDArray[np.float64]:
     """Numbers in [0, 1), one for each pair of `position` and `place` (broadcast against each other)."""
+    return (words(seed, purpose, position, place) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def words(seed: int, purpose: str, position: ArrayLike, place: ArrayLike) -> NDArray[np.uint64]:
+    """64 random bits for each pair of `position` and `place` (broadcast against each other)."""
     key = np.frombuffer(blake3(f"{seed}/{purpose}".encode()).digest(length=16), "<u8")
-    word = _mix(key[0] + np.asarray(position, np.uint64) * _INCREMENT)
-    word = _mix(word ^ _mix(key[1] + np.asarray(place, np.uint64) * _INCREMENT))
-    return (word >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    word = mixed(key[0] + np.asarray(position, np.uint64) * INCREMENT)
+    return mixed(word ^ mixed(key[1] + np.asarray(place, np.uint64) * INCREMENT))
 
 
-def _mix(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mixed(word: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Words whose every bit depends on every bit of those given."""
     with np.errstate(over="ignore"):  # wraps modulo 2**64, as it should
         word = (word ^ (word >> np.uint64(30))) * _MIX_1
         word = (word ^ (word >> np.uint64(27))) * _MIX_2
