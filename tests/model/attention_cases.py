@@ -47,12 +47,12 @@ class Case:
     scale: float | None
     soft_cap: float | None
 
-    def inputs(self, dtype: torch.dtype, width: int = 8, sharpness: float = 1.0) -> list[Tensor]:
+    def inputs(self, dtype: torch.dtype, width: int = 8, sharpness: float = 1.0, device: str = "cpu") -> list[Tensor]:
         """Random queries (B, S, 4, E), keys and values, differentiable."""
         torch.manual_seed(0)
         q = sharpness * torch.randn(*self.queries, 4, width)
         k, v = (torch.randn(*self.keys, 4 // self.groups, width) for _ in range(2))
-        return [x.to(dtype).requires_grad_() for x in (q, k, v)]
+        return [x.to(device, dtype).requires_grad_() for x in (q, k, v)]
 
     def reference(self, inputs: list[Tensor], direction: Tensor) -> list[Tensor]:
         """Output and gradients, in float64."""

@@ -42,6 +42,7 @@ LARGE = [
     example_case(Mask(torch.tensor([[0, 0, 300, 0, 0, 300, 0], [0, 300, 484, 0, 0, 784, 1]])), (2, 784), (2, 784)),
     example_case(Mask(torch.tensor([[0, 0, 500, 1, 9, 700, 0], [1, 5, 495, 0, 0, 709, 0]]), 200), (2, 500), (2, 709)),
     example_case(Mask(torch.tensor([[0, 64, 128, 0, 0, 256, 0], [0, 0, 64, 0, 0, 256, 0]])), (1, 192), (1, 256)),
+    example_case(Mask(torch.tensor([[0, 0, 127, 0, 0, 256, 0]])), (1, 128), (1, 256)),  # a query that sees nothing
 ]
 
 
@@ -71,10 +72,16 @@ def check_numbers(case: Case) -> None:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(case=cases())
+@given(case=cases().filter(lambda case: case.queries[1] > 0))
 def test_numbers_of_random_masks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_flex, "_compiled", lambda: attention_flex._kernel)
     check_numbers(case)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_no_keys_at_all_give_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_flex, "_compiled", lambda: attention_flex._kernel)
+    check_numbers(example_case(Mask(torch.tensor([[1, 0, 5, 0, 0, 0, 0]])), (2, 5), (2, 0)))
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ def flex_segment_attention(
     soft_cap: float | None,
 ) -> Tensor:
     """Attention inside of pieces (`attention.Mask`): (B, S, H, E). A compiler takes it into its graph."""
-    if k_BTKE.shape[1] == 0:
-        return torch.zeros_like(q_BSHE)
+    if k_BTKE.shape[1] == 0:  # the kernel wants a key; nobody sees this one
+        k_BTKE, v_BTKE = (torch.nn.functional.pad(x, (0, 0, 0, 0, 0, 1)) for x in (k_BTKE, v_BTKE))
     mask = block_mask(pieces, window, q_BSHE.shape, k_BTKE.shape, q_BSHE.device)
     q, k, v = (x.flatten(0, 1).transpose(0, 1).unsqueeze(0) for x in (q_BSHE, k_BTKE, v_BTKE))
     capped = None if soft_cap is None else _soft_capped(soft_cap)
