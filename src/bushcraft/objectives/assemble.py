@@ -30,16 +30,17 @@ def decoder_batch(examples: Examples, quantum: int) -> Batch:
     text[~is_target], text[is_target] = examples.inputs, examples.targets
     weights = np.zeros(len(text), np.float32)
     weights[is_target] = 1 if examples.weights is None else examples.weights
-    ends = (examples.input_length + examples.target_length).cumsum()
+    whole = examples.input_length + examples.target_length
+    ends = whole.cumsum()
     is_input, is_output = np.ones(len(text), np.bool_), np.ones(len(text), np.bool_)
     is_input[ends - 1] = False
-    is_output[np.concatenate([[0], ends[:-1]])] = False
+    is_output[ends - whole] = False
     prefix = np.where(examples.both_ways, examples.input_length, 0)
     return Batch(
         tokens=_row(text[is_input], quantum),
         targets=_row(text[is_output], quantum),
         loss_weights=_row(weights[is_output], quantum),
-        segments=_segments(examples.input_length + examples.target_length - 1, prefix, quantum),
+        segments=_segments(whole - 1, prefix, quantum),
     )
 
 
@@ -77,4 +78,4 @@ def _segments(length: Ints, prefix: Ints, quantum: int) -> Segments:
 
 
 def _padded(n: int, quantum: int) -> int:
-    return -(-n // quantum) * quantum
+    return max(1, -(-n // quantum)) * quantum

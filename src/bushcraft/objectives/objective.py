@@ -21,7 +21,7 @@ from bushcraft.objectives.span_corruption import Denoisers, corrupted
 from bushcraft.objectives.special import SpecialTokens
 from bushcraft.objectives.texts import Ints, Texts, texts
 
-QUANTA = 64
+QUANTA = 128
 """A row's length is a multiple of about this part of the tokens that it is made of: a half of it is padding."""
 SMALLEST_QUANTUM = 8
 Architecture = Literal["decoder", "encoder_decoder"]
@@ -97,12 +97,7 @@ class ObjectiveMixture:
 
     def examples(self, texts: Texts) -> Examples:
         part = self.part(texts.position)
-        found = [
-            objective.examples(texts.chosen(part == i))
-            for i, objective in enumerate(self.parts.values())
-            if (part == i).any()
-        ]
-        return merged(found)
+        return merged([objective.examples(texts.chosen(part == i)) for i, objective in enumerate(self.parts.values())])
 
     def part(self, position: Ints) -> Ints:
         """Which of the parts each position belongs to."""

@@ -39,14 +39,14 @@ class Instructions:
             )
             for inputs, targets, weights in (self._by_answer if self.every_answer else self._whole)(tokens.tolist())
         ]
-        position, place, inputs, targets, weights = zip(*found, strict=True)
+        position, place, inputs, targets, weights = zip(*found, strict=True) if found else ((),) * 5
         return Examples(
-            position=np.array(position),
-            place=np.array(place),
+            position=np.array(position, np.int64),
+            place=np.array(place, np.int64),
             inputs=np.array([t for side in inputs for t in side], np.int32),
-            input_length=np.array([len(side) for side in inputs]),
+            input_length=np.array([len(side) for side in inputs], np.int64),
             targets=np.array([t for side in targets for t in side], np.int32),
-            target_length=np.array([len(side) for side in targets]),
+            target_length=np.array([len(side) for side in targets], np.int64),
             both_ways=np.full(len(found), self.both_ways),
             weights=np.array([w for side in weights for w in side], np.float32),
         )

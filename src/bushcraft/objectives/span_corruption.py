@@ -4,7 +4,7 @@ Source: Raffel et al. 2020 (arXiv:1910.10683), section 3.3.4, and `random_spans_
 of L tokens, a share r and a mean span μ: round(L r) tokens are hidden in round(L r / μ) spans; hidden and visible
 tokens are each cut into so many parts, uniformly over all ways to do so, and interleaved, a visible part first.
 
-Shapes: n tokens, P texts, K spans of all texts together.
+Shapes: n tokens, P texts, K spans of all texts together, G groups.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bushcraft.objectives.examples import Examples
+from bushcraft.objectives.examples import Examples, ranges
 from bushcraft.objectives.randomness import INCREMENT, mixed, words
 from bushcraft.objectives.special import SpecialTokens
 from bushcraft.objectives.texts import Ints, Texts
-
-MAX_TOKENS = 1 << 20
-"""Of one call: a place in it takes 20 bits of a sort key."""
 
 
 @dataclass(frozen=True)
@@ -91,43 +88,64 @@ def noise(
 def span_lengths(texts: Texts, n_noise: Ints, n_spans: Ints, seed: int) -> Ints:
     """(K, 2) tokens of each visible part and of the hidden span after it, text after text."""
     n_visible = texts.length - n_noise
-    group_length = np.stack([n_visible, n_noise], 1).reshape(-1)
-    group_begin = group_length.cumsum() - group_length
-    group_spans = np.repeat(n_spans, 2)
-    some = group_length > 0  # a text of one token has no visible part
-    is_start = np.zeros(len(texts.tokens), np.bool_)
-    is_start[group_begin[some]] = True
-    is_start[_drawn(texts, group_length, group_begin, group_spans - 1, seed)] = True
-    starts = np.flatnonzero(is_start)
+    groups = Groups(
+        length=np.stack([n_visible, n_noise], 1).reshape(-1),
+        key=_group_keys(words(seed, "spans", texts.position, texts.place)),
+    )
+    starts = np.flatnonzero(beginnings(groups, np.repeat(n_spans, 2)))
     found = np.diff(starts, append=len(texts.tokens))
-    lengths = np.zeros((int(n_spans.sum()), 2), np.int64)
-    is_hidden = np.repeat(np.tile([False, True], len(texts)), np.where(some, group_spans, 0))
+    lengths = np.zeros((int(n_spans.sum()), 2), np.int64)  # a text of one token has no visible part
+    n_parts = np.where(groups.length > 0, np.repeat(n_spans, 2), 0)
+    is_hidden = np.repeat(np.tile([False, True], len(texts)), n_parts)
     lengths[np.repeat(n_visible > 0, n_spans), 0] = found[~is_hidden]
     lengths[:, 1] = found[is_hidden]
     return lengths
 
 
-def _drawn(texts: Texts, group_length: Ints, group_begin: Ints, n_drawn: Ints, seed: int) -> Ints:
-    """Places of `n_drawn` items of each group, all but its first, each choice of so many as likely as any other.
+def _group_keys(key: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Two keys for each."""
+    return mixed(np.stack([key, key + INCREMENT], 1).reshape(-1))
 
-    Each item gets a random number, and those of the smallest numbers in their group are drawn: one sort for all.
+
+@dataclass(frozen=True)
+class Groups:
+    """Items that are to be cut into parts, group after group: the visible tokens of a text, then its hidden ones."""
+
+    length: Ints
+    """(G,) items of each."""
+    key: NDArray[np.uint64]
+    """(G,) the randomness of each."""
+
+
+def beginnings(groups: Groups, n_parts: Ints) -> NDArray[np.bool_]:
+    """At which items a part begins, so that each group has `n_parts` (G,) of them, every way as likely as any other.
+
+    A part begins at the first item, and at n_parts - 1 of the others. These are drawn again and again until enough of
+    them are different; where more than half of the items are wanted, those that are not wanted are drawn.
     """
-    assert len(texts.tokens) <= MAX_TOKENS
-    n_groups = len(group_length)
-    place = np.arange(len(texts.tokens), dtype=np.uint64)
-    key = np.repeat(words(seed, "spans", texts.position, texts.place), texts.length)
-    own = place - np.repeat(texts.start.astype(np.uint64), texts.length)
-    random = mixed(key + own * INCREMENT)
-    group = np.repeat(np.arange(n_groups, dtype=np.uint64), group_length)
-    keys = (group << np.uint64(44)) | ((random >> np.uint64(41)) << np.uint64(20)) | place
-    keys[group_begin[group_length > 0]] |= np.uint64(1 << 43)  # the first is never drawn: it comes last
-    keys.sort()
-    # Group g has its items at group_begin[g] … in the sorted keys too.
-    begins = group_begin[n_drawn > 0]
-    counts = n_drawn[n_drawn > 0]
-    at = np.repeat(begins - (counts.cumsum() - counts), counts) + np.arange(int(counts.sum()))
-    drawn: Ints = (keys[at] & np.uint64((1 << 20) - 1)).astype(np.int64)
-    return drawn
+    others, begin = groups.length - 1, groups.length.cumsum() - groups.length
+    wanted = np.minimum(n_parts - 1, others)
+    inverted = 2 * wanted > others
+    missing = np.maximum(np.where(inverted, others - wanted, wanted), 0)
+    n_items = int(groups.length.sum())
+    taken, last = np.zeros(n_items, np.bool_), np.empty(n_items, np.int64)
+    n_drawn = np.zeros_like(missing)
+    while missing.any():
+        some = np.flatnonzero(missing)
+        group = np.repeat(some, missing[some])
+        number = ranges(n_drawn[some], missing[some]).astype(np.uint64)
+        random = mixed(groups.key[group] + number * INCREMENT) >> np.uint64(32)
+        item = begin[group] + 1 + ((random * others[group].astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+        n_drawn += missing
+        draw = np.arange(len(item))
+        last[item] = draw  # of equal draws one wins
+        new = (last[item] == draw) & ~taken[item]
+        taken[item[new]] = True
+        missing -= np.bincount(group[new], minlength=len(missing))
+    if inverted.any():
+        taken ^= np.repeat(inverted, groups.length)
+    taken[begin[groups.length > 0]] = True
+    return taken
 
 
 def _running(length: Ints, n_spans: Ints) -> Ints:
