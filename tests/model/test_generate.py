@@ -75,7 +75,7 @@ def texts(
     model: Model, kind: str, prompts: list[list[int]], n: int, temperature: float = 0, top_p: float = 1, **more: object
 ) -> list[list[int]]:
     """What `generate` gives each prompt; prompt number i has the seed i, unless `seeds` are given."""
-    arguments = {"seeds": list(range(len(prompts))), "prompts_are_prefixes": kind == "prefix", "start": START, **more}
+    arguments = {"seeds": list(range(len(prompts))), "are_prefixes": kind == "prefix", "start": START, **more}
     steps = list(generate(model, prompts, n, temperature, top_p, **arguments))
     return [[step[row] for step in steps if step[row] is not None] for row in range(len(prompts))]
 

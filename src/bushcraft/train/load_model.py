@@ -12,7 +12,7 @@ from bushcraft.checkpoint.weights import find_checkpoint, load_weights
 from bushcraft.data.manifest import DatasetManifest
 from bushcraft.data.manifest import read_manifest as read_dataset
 from bushcraft.data.tokenizer import token_itemsize
-from bushcraft.model.transformer import Decoder, build_model
+from bushcraft.model.transformer import build_model
 from bushcraft.store.depot import Depot
 from bushcraft.store.workspace import Store
 from bushcraft.train.recipe import Recipe
@@ -50,8 +50,7 @@ def load_model(store: Store, run_or_checkpoint: str) -> tuple[TextModel, str]:
     saved = find_model(store, run_or_checkpoint)
     model = build_model(saved.recipe.model)
     load_weights(store.depot, saved.name, saved.manifest, model)
-    assert isinstance(model, Decoder)
-    return TextModel.of(model, store.depot, saved.dataset, saved.recipe.objective.kind), saved.name
+    return TextModel.of(model, store.depot, saved.dataset, saved.recipe, saved.manifest.tokenizer), saved.name
 
 
 def text_side(store: Store, saved: SavedModel) -> TextSide:

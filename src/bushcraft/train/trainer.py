@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 
@@ -14,7 +13,6 @@ from bushcraft.data.loader import Rows
 from bushcraft.errors import RunError
 from bushcraft.ledger.events import Event
 from bushcraft.model.flops import training_flops
-from bushcraft.model.transformer import Decoder
 from bushcraft.objectives.batch import Batch
 from bushcraft.objectives.causal import causal
 from bushcraft.objectives.prefix import prefix
@@ -23,6 +21,7 @@ from bushcraft.train.ahead import Ahead, StepData
 from bushcraft.train.evaluate import Score, heldout_documents, score
 from bushcraft.train.peak import MatmulPeak
 from bushcraft.train.progress import Progress, StepReport
+from bushcraft.train.prompt import Prompt
 from bushcraft.train.recipe import CheckpointConfig, Recipe
 from bushcraft.train.sample import TextModel
 from bushcraft.train.schedule import learning_rate
@@ -37,14 +36,17 @@ EVALUATION_TOKENS = 8192
 def train(session: Session, console: Console, stop: StopRequest) -> Score | None:
     """Train to the end and evaluate; None if it was asked to stop before (a checkpoint of its position stands).
 
-    Errors: `RunError` (the loss is not finite, the data changed), `CorruptObjectError`, `StoreError`.
+    Errors: `DataError` (a sample prompt that the model cannot read), `RunError` (the loss is not finite, the data
+    changed), `CorruptObjectError`, `StoreError`.
     """
+    text_model = TextModel.of(session.model, session.store.depot, session.sources[0].manifest, session.recipe)
+    prompts = [text_model.prompts.read(text) for text in session.recipe.evaluate.sample_prompts]  # refused at once
     with Progress(console, peak := MatmulPeak(session.record.precision)) as progress:
         try:
             _train_steps(session, progress, peak, stop)
             _save(session, progress)
             found = evaluate(session, progress, None, stop)
-            samples = _samples(session, stop)
+            samples = _samples(session, text_model, prompts, stop)
         except Stopped:
             _save(session, progress)
             session.ledger.append("interrupted", session.position, durable=True)
@@ -185,19 +187,13 @@ def _save(session: Session, progress: Progress) -> None:
         session.save()
 
 
-def _samples(session: Session, stop: StopRequest) -> list[dict[str, str]]:
-    config = session.recipe.evaluate
-    objective = session.recipe.objective.kind
-    assert isinstance(session.model, Decoder)
-    text_model = TextModel.of(session.model, session.store.depot, session.sources[0].manifest, objective)
-
-    def continuation(prompt: str) -> Iterator[str]:
-        for piece in text_model.continuation(prompt, config.sample_tokens, 0.7, 0.9, seed=0):
-            stop.check()
-            yield piece
-
+def _samples(session: Session, model: TextModel, prompts: list[Prompt], stop: StopRequest) -> list[dict[str, str]]:
+    texts = [""] * len(prompts)
     with session.ledger.clock.phase("evaluate"):
-        return [{"prompt": prompt, "text": "".join(continuation(prompt))} for prompt in config.sample_prompts]
+        for number, piece in model.continuations(prompts, session.recipe.evaluate.sample_tokens, 0.7, 0.9, seed=0):
+            stop.check()
+            texts[number] += piece
+    return [{"prompt": prompt.text, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def _crosses(interval: int, begin: int, until: int) -> bool:
