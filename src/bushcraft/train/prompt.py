@@ -28,6 +28,13 @@ class Prompt:
     ids: list[int]
     is_prefix: bool
     """Whether a decoder reads it both ways."""
+    is_continued: bool = True
+    """Whether what follows goes on with the text; else it fills gaps, or answers."""
+
+    @property
+    def shown(self) -> str:
+        """The text in front of what follows."""
+        return self.text if self.is_continued else f"{self.text}\n"
 
     def __str__(self) -> str:
         return repr(self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}…")
@@ -84,7 +91,7 @@ class PromptReader:
         else:
             parts = self._with_gap(parts)
             ids = [token for part in parts for token in (self._encode(part) if isinstance(part, str) else [part])]
-            prompt = Prompt(text, [*ids, self.special.separator], self.form.gaps_are_prefixes)
+            prompt = Prompt(text, [*ids, self.special.separator], self.form.gaps_are_prefixes, is_continued=False)
         self._check_length(prompt, n_tokens)
         return prompt
 
