@@ -131,6 +131,16 @@ def test_a_window_over_many_blocks(causal: bool, window: int, soft_cap: float | 
         assert (ours.double() - reference).norm() <= 0.02 * reference.norm() + 1e-3
 
 
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("length", [200, 400, 700])
+def test_whichever_kernels_are_faster_for_the_two_passes(length: int, causal: bool) -> None:
+    case = one_piece(length, length, causal, None)
+    for ours, reference in zip(*results(case, case.inputs(torch.float32)), strict=True):
+        torch.testing.assert_close(ours.double(), reference, rtol=1e-4, atol=1e-5)
+    for ours, reference in zip(*results(case, case.inputs(torch.bfloat16, width=64)), strict=True):
+        assert (ours.double() - reference).norm() <= 0.02 * reference.norm()
+
+
 def test_scores_of_millions_of_positions_are_counted_at_once() -> None:
     n = 1 << 20
     assert one_piece(n, n, True, None).mask.n_scores() == n * (n + 1) // 2

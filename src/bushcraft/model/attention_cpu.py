@@ -20,10 +20,16 @@ from torch import Tensor
 from bushcraft.model import attention_blocks, attention_flash
 from bushcraft.model.attention_pieces import Rule, narrower, trimmed
 
-BY_BLOCKS = {torch.bfloat16: range(192, 2049), torch.float32: range(384, 1025)}
-"""Keys of a piece for which products by blocks beat the flash kernel: in bf16 by up to 2 in the backward pass. It
-has less to do for each call, and keeps what it works on in the cache where there are more keys."""
-
+BF16, FP32 = torch.bfloat16, torch.float32
+FORWARD_BY_BLOCKS = {(BF16, True): range(192, 641), (FP32, True): range(384, 641)}
+BACKWARD_BY_BLOCKS = {
+    (BF16, True): range(192, 2049),
+    (BF16, False): range(192, 2049),
+    (FP32, True): range(384, 641),
+}
+"""Keys of a piece, by dtype and whether it is causal, for which products by blocks beat the flash kernel: in bf16 by up
+to 2 in the backward pass. It has less to do for each call, and keeps what it works on in the cache where there are
+more keys."""
 
 Places = tuple[slice | Tensor, slice]
 """Rows, and positions of each."""
@@ -45,7 +51,8 @@ def segment_attention(
     lse = q_BSHE.new_zeros(q_BSHE.shape[:3], dtype=torch.float32)
     for call in _calls(pieces, scale, window, soft_cap):
         q, k, v = q_BSHE[call.queries], k_BTKE[call.keys], v_BTKE[call.keys]
-        out[call.queries], lse[call.queries] = _kernel(k, call.rule).forward(q, k, v, call.rule)
+        kernel = _kernel(k, call.rule, FORWARD_BY_BLOCKS)
+        out[call.queries], lse[call.queries] = kernel.forward(q, k, v, call.rule)
     return out, lse
 
 
@@ -72,7 +79,7 @@ def _segment_attention_backward(
     dq, dk, dv = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (q_BSHE, k_BTKE, v_BTKE))
     for call in _calls(pieces, scale, window, soft_cap):
         q, k, v = q_BSHE[call.queries], k_BTKE[call.keys], v_BTKE[call.keys]
-        kernel = _kernel(k, call.rule)
+        kernel = _kernel(k, call.rule, BACKWARD_BY_BLOCKS)
         found = kernel.backward(d_out[call.queries], q, k, v, out[call.queries], lse[call.queries], call.rule)
         for total, where, part in zip((dq, dk, dv), (call.queries, call.keys, call.keys), found, strict=True):
             _add(total, where, part)  # the keys of a prefix are in two pieces
@@ -103,10 +110,11 @@ def _heads_in_one_piece(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _kernel(k_nTKE: Tensor, rule: Rule) -> ModuleType:
-    by_blocks = k_nTKE.shape[1] in BY_BLOCKS.get(k_nTKE.dtype, ())
+def _kernel(k_nTKE: Tensor, rule: Rule, by_blocks: dict[tuple[torch.dtype, bool], range]) -> ModuleType:
+    """Either can follow the other, for both keep the same log-sum-exp."""
     only_blocks = rule.window is not None or rule.soft_cap is not None
-    return attention_blocks if by_blocks or only_blocks else attention_flash
+    faster = k_nTKE.shape[1] in by_blocks.get((k_nTKE.dtype, rule.causal), ())
+    return attention_blocks if only_blocks or faster else attention_flash
 
 
 @dataclass(frozen=True)
