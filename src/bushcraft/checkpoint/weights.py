@@ -36,9 +36,7 @@ def load_weights(
     `CorruptObjectError`, `StoreError`.
     """
     wanted = model_tensors(model)
-    there = {key for key in manifest.tensors if key.startswith(PREFIX)}
-    _check_names(name, set(wanted) - there, "misses")
-    _check_names(name, there - set(wanted), "also has")
+    check_names(name, manifest, model)
     for key, target in wanted.items():
         shape = manifest.tensors[key].shape
         is_embedding = not {"embedding", "unembedding"}.isdisjoint(key.removeprefix(PREFIX).split("."))
@@ -47,12 +45,19 @@ def load_weights(
         load_tensor(depot, key.removeprefix(PREFIX), manifest.tensors[key], target)
 
 
+def check_names(name: str, manifest: CheckpointManifest, model: nn.Module) -> None:
+    """Errors: `CheckpointError` if the checkpoint of that object name has other tensors than `model`."""
+    wanted, there = set(model_tensors(model)), {key for key in manifest.tensors if key.startswith(PREFIX)}
+    _check_none(name, wanted - there, "misses")
+    _check_none(name, there - wanted, "also has")
+
+
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """A model's tensors by the names that checkpoints give them."""
     return {PREFIX + key: parameter.data for key, parameter in model.named_parameters()}
 
 
-def _check_names(name: str, found: set[str], what: str) -> None:
+def _check_none(name: str, found: set[str], what: str) -> None:
     if found:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise CheckpointError(

@@ -22,8 +22,8 @@ class StepData:
 
     @property
     def n_targets(self) -> float:
-        """Of all batches, by their weights."""
-        return float(sum(batch.loss_weights.sum() for batch in self.batches))
+        """Of all batches, by their weights; at least one, because losses are divided by it."""
+        return max(1.0, float(sum(batch.loss_weights.sum() for batch in self.batches)))
 
 
 class Ahead:

@@ -3,6 +3,7 @@
 All that can be refused is refused before anything is allocated.
 """
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ import bushcraft
 from bushcraft.checkpoint.code import save_code
 from bushcraft.checkpoint.manifest import CheckpointManifest, read_manifest
 from bushcraft.checkpoint.newest import checkpoints, newest
-from bushcraft.checkpoint.weights import find_checkpoint, load_weights
+from bushcraft.checkpoint.weights import check_names, find_checkpoint, load_weights
 from bushcraft.data.loader import Loader, SourceData, open_source, order_source
 from bushcraft.data.manifest import DatasetManifest
 from bushcraft.data.manifest import read_manifest as read_dataset
@@ -24,9 +25,11 @@ from bushcraft.ledger.events import Event
 from bushcraft.ledger.ledger import Ledger, restore_ledger
 from bushcraft.model.initialise import initialise
 from bushcraft.model.transformer import build_model
+from bushcraft.objectives.objective import Objective
 from bushcraft.store.workspace import Store
 from bushcraft.train.calibrate import sequences_in
 from bushcraft.train.heap import keep_freed_memory
+from bushcraft.train.objective import build_objective, check_vocabulary, microbatches, objective_tokens
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.peak import fastest_precision
 from bushcraft.train.recipe import Recipe
@@ -34,6 +37,7 @@ from bushcraft.train.run_record import (
     RunRecord,
     change_data,
     changed_keys,
+    objective_weights,
     order_changes,
     present_recipe,
     read_record,
@@ -54,6 +58,8 @@ def open_session(store: Store, recipe: Recipe, say: Say) -> Session:
     store.depot.remove_abandoned_files()
     _check_compiler(recipe)
     datasets = open_datasets(store, recipe)  # before there is a trace of a run that could never train
+    check_vocabulary(recipe, objective_tokens(store.depot, next(iter(datasets.values()))[1], recipe.objective))
+    _check_first_weights(store, recipe)
     ledger = Ledger.open(store.runs / name, name, store.depot, lambda: _restore_lost_ledger(store, name, say))
     try:
         ledger.clock.enter("init")
@@ -118,20 +124,43 @@ def _check_compiler(recipe: Recipe) -> None:
         )
 
 
+def _check_first_weights(store: Store, recipe: Recipe) -> None:
+    """Errors: `CheckpointError` if there is no such checkpoint, or if it is of another architecture."""
+    if recipe.run.start_from:
+        with torch.device("meta"):
+            model = build_model(recipe.model)
+        check_names(*find_checkpoint(store.depot, recipe.run.start_from), model)
+
+
 def first_record(store: Store, recipe: Recipe, datasets: Datasets) -> RunRecord:
     """Decide what the recipe leaves to the machine, once for the whole run."""
     threads = recipe.run.threads or available_cores()
     torch.set_num_threads(threads)
     precision = fastest_precision() if recipe.run.precision == "auto" else recipe.run.precision
-    return RunRecord(
+    record = RunRecord(
         recipe=recipe,
         datasets={name: root for name, (root, _) in datasets.items()},
-        sequences=recipe.run.planned_sequences() or sequences_in(recipe, precision),
+        sequences=recipe.run.planned_sequences() or 0,
         precision=precision,
         threads=threads,
         code=save_code(store.depot, Path(bushcraft.__file__).parent),
         start_from=find_checkpoint(store.depot, recipe.run.start_from)[0] if recipe.run.start_from else None,
     )
+    if record.sequences:
+        return record
+    rows = open_loader(store, recipe, record, datasets, []).rows(0, recipe.run.global_batch_size)
+    dataset = next(iter(datasets.values()))[1]
+    objective = open_objective(store, recipe, record, dataset, [])
+    batches = microbatches(recipe, objective, dataset.separator_id, rows, 0)
+    return dataclasses.replace(record, sequences=sequences_in(recipe, precision, batches))
+
+
+def open_objective(
+    store: Store, recipe: Recipe, record: RunRecord, dataset: DatasetManifest, events: list[Event]
+) -> Objective:
+    """The objective of a run as its ledger says."""
+    special = objective_tokens(store.depot, dataset, recipe.objective)
+    return build_objective(recipe, special, objective_weights(events, record.recipe))
 
 
 def open_loader(store: Store, recipe: Recipe, record: RunRecord, datasets: Datasets, events: list[Event]) -> Loader:
@@ -160,6 +189,7 @@ def _build(
 ) -> Session:
     torch.set_num_threads(record.threads)
     loader = open_loader(store, recipe, record, datasets, ledger.history)
+    objective = open_objective(store, recipe, record, loader.sources[0].manifest, ledger.history)
     model = build_model(recipe.model)
     initialise(model, recipe.run.seed)
     if record.start_from and not found:
@@ -169,7 +199,8 @@ def _build(
     if recipe.run.compile:
         model.compile_layers()
     sources: tuple[SourceData, ...] = loader.sources
-    session = Session(store, ledger, record, recipe, sources, loader, model, Optimizer(model, recipe.optimizer))
+    optimizer = Optimizer(model, recipe.optimizer)
+    session = Session(store, ledger, record, recipe, sources, loader, objective, model, optimizer)
     if found:
         with ledger.clock.phase("load"):
             session.restore(*found)

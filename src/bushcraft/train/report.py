@@ -26,9 +26,11 @@ def final_report(store: Store, name: str, events: list[Event]) -> str:
 
 def _held_out(evaluation: Event, manifest: DatasetManifest) -> str:
     data = evaluation.data
+    loss = data.get("objective_loss")
+    lines = [] if loss is None else [f"held-out     {loss:.4f} nats a target, under the objective of the run"]
     if not data["n_bytes"]:
-        return "held-out     the data set has no held-out documents"
-    lines = [
+        return "\n".join(lines) or "held-out     the data set has no held-out documents"
+    lines += [
         f"held-out     {data['n_bytes']:,} bytes in {data['n_documents']:,} documents, every byte scored:",
         f"  {'this model':<28} {data['bits_per_byte']:.4f} bits/byte",
     ]

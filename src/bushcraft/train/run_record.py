@@ -94,7 +94,7 @@ def order_changes(events: Iterable[Event], sources: list[str]) -> list[Change]:
 
 def objective_weights(events: Iterable[Event], first: Recipe) -> tuple[tuple[int, dict[str, float]], ...]:
     """From which position on the parts of the objective's mixture have which weights; the first begins at 0."""
-    found = [(0, _weights(first))]
+    found = [(0, present_weights(first))]
     for event in events:
         if event.type == "change":
             found = [(position, weights) for position, weights in found if position <= event.position]
@@ -109,13 +109,14 @@ def change_data(recipe: Recipe, keys: Iterable[str]) -> dict[str, Any]:
     if any(map(_is_weight, keys)):
         data["weights"] = {name: source.weight for name, source in recipe.data.sources.items()}
     if any(map(_is_objective_weight, keys)):
-        data["objective_weights"] = _weights(recipe)
+        data["objective_weights"] = present_weights(recipe)
     if "run.global_batch_size" in data["keys"]:
         data["global_batch_size"] = recipe.run.global_batch_size
     return data
 
 
-def _weights(recipe: Recipe) -> dict[str, float]:
+def present_weights(recipe: Recipe) -> dict[str, float]:
+    """The weight of each part of the objective's mixture."""
     return {name: part.weight for name, part in recipe.objective.parts.items()}
 
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from bushcraft.checkpoint.manifest import CheckpointManifest, write_manifest
 from bushcraft.checkpoint.tensors import load_tensor, save_tensors
 from bushcraft.checkpoint.weights import load_weights, model_tensors
-from bushcraft.data.loader import Loader, SourceData
+from bushcraft.data.loader import Loader, Rows, SourceData
 from bushcraft.ledger.ledger import Ledger
 from bushcraft.model.transformer import Model
+from bushcraft.objectives.batch import Batch
+from bushcraft.objectives.objective import Objective
 from bushcraft.store.workspace import Store
+from bushcraft.train.objective import microbatches
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.receipt import EMPTY
 from bushcraft.train.recipe import Recipe
@@ -29,6 +32,7 @@ class Session:
     recipe: Recipe
     sources: tuple[SourceData, ...]
     loader: Loader
+    objective: Objective
     model: Model
     optimizer: Optimizer
     position: int = 0
@@ -42,6 +46,10 @@ class Session:
     @property
     def separator(self) -> int:
         return self.sources[0].manifest.separator_id
+
+    def batches(self, rows: Rows, begin: int) -> list[Batch]:
+        """The microbatches of rows that stand at positions from `begin` on."""
+        return microbatches(self.recipe, self.objective, self.separator, rows, begin)
 
     @property
     def bytes_per_token(self) -> float:

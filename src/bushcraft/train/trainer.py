@@ -5,20 +5,15 @@ import time
 from contextlib import closing
 from functools import partial
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
-from bushcraft.data.loader import Rows
 from bushcraft.errors import RunError
 from bushcraft.ledger.events import Event
 from bushcraft.model.flops import training_flops
 from bushcraft.objectives.batch import Batch
-from bushcraft.objectives.causal import causal
-from bushcraft.objectives.prefix import prefix
 from bushcraft.train import receipt as receipts
 from bushcraft.train.ahead import Ahead, StepData
-from bushcraft.train.evaluate import Score, heldout_documents, score
+from bushcraft.train.judge import Judgement, judge
 from bushcraft.train.peak import MatmulPeak
 from bushcraft.train.progress import Progress, StepReport
 from bushcraft.train.prompt import Prompt
@@ -26,14 +21,11 @@ from bushcraft.train.recipe import CheckpointConfig, Recipe
 from bushcraft.train.sample import TextModel
 from bushcraft.train.schedule import learning_rate
 from bushcraft.train.session import Session
-from bushcraft.train.step import StepResult, clip, gradients, losses
+from bushcraft.train.step import StepResult, clip, gradients
 from bushcraft.train.stop import Stopped, StopRequest
 
-EVALUATION_TOKENS = 8192
-"""Of one batch."""
 
-
-def train(session: Session, console: Console, stop: StopRequest) -> Score | None:
+def train(session: Session, console: Console, stop: StopRequest) -> Judgement | None:
     """Train to the end and evaluate; None if it was asked to stop before (a checkpoint of its position stands).
 
     Errors: `DataError` (a sample prompt that the model cannot read), `RunError` (the loss is not finite, the data
@@ -45,7 +37,7 @@ def train(session: Session, console: Console, stop: StopRequest) -> Score | None
         try:
             _train_steps(session, progress, peak, stop)
             _save(session, progress)
-            found = evaluate(session, progress, None, stop)
+            found = judge(session, progress, None, stop)
             samples = _samples(session, text_model, prompts, stop)
         except Stopped:
             _save(session, progress)
@@ -67,10 +59,9 @@ def _train_steps(session: Session, progress: Progress, peak: MatmulPeak, stop: S
         while True:
             stop.check()
             if session.position < end and _crosses(config.every_sequences, evaluated, session.position):
-                found = evaluate(session, progress, config.heldout_bytes, stop)
+                found = judge(session, progress, config.heldout_bytes, stop)
                 evaluated = session.position
-                if found.bits_per_byte is not None:
-                    progress.say(f"position {evaluated:,}: held-out {found.bits_per_byte:.4f} bits/byte")
+                progress.say(f"position {evaluated:,}: held-out {found}")
             began = time.perf_counter()
             ledger.clock.enter("data")
             data = ahead.at(session.position)
@@ -110,11 +101,8 @@ class _CheckpointDue:
 
 
 def _step_data(session: Session, begin: int, until: int) -> StepData:
-    rows, recipe = session.loader.rows(begin, until), session.recipe
-    size = recipe.run.microbatch_size
-    parts = [rows.part(first, min(first + size, until - begin)) for first in range(0, until - begin, size)]
-    batches = [_batch(recipe, part, begin + i * size) for i, part in enumerate(parts)]
-    return StepData(begin, until, rows, batches)
+    rows = session.loader.rows(begin, until)
+    return StepData(begin, until, rows, session.batches(rows, begin))
 
 
 def _train_step(session: Session, data: StepData, earlier: dict[int, str], progress: Progress, began: float) -> None:
@@ -156,13 +144,6 @@ def _flops(recipe: Recipe, batch: Batch) -> int:
     return training_flops(recipe.model, batch.segments, encoder)
 
 
-def _batch(recipe: Recipe, rows: Rows, begin: int) -> Batch:
-    """The batch of rows that stand at positions from `begin` on."""
-    if recipe.objective.kind == "prefix":
-        return prefix(rows, begin, recipe.run.seed)
-    return causal(rows, recipe.objective.document_mask)
-
-
 def _update(session: Session, batches: list[Batch], n_targets: float, rate: float) -> StepResult:
     recipe, model = session.recipe, session.model
     loss, z_loss = gradients(model, batches, n_targets, session.record.precision, recipe.optimizer.z_loss)
@@ -199,32 +180,3 @@ def _samples(session: Session, model: TextModel, prompts: list[Prompt], stop: St
 def _crosses(interval: int, begin: int, until: int) -> bool:
     """Whether a multiple of `interval` (0: none) lies in (begin, until]."""
     return bool(interval) and begin // interval != until // interval
-
-
-def evaluate(session: Session, progress: Progress, max_bytes: int | None, stop: StopRequest) -> Score:
-    """Score the held-out documents of the first source; an `evaluation` event. Raises `Stopped` between batches."""
-    manifest = session.sources[0].manifest
-    total = min(manifest.splits["heldout"].n_text_bytes, max_bytes or math.inf)
-
-    def nats(batch: Batch) -> Tensor:
-        stop.check()
-        return losses(session.model, batch, session.record.precision)[0]
-
-    with session.ledger.clock.phase("evaluate"), torch.no_grad():
-        found = score(
-            nats,
-            heldout_documents(session.store.depot, manifest, max_bytes),
-            session.separator,
-            session.recipe.run.sequence_length,
-            max(1, EVALUATION_TOKENS // session.recipe.run.sequence_length),
-            lambda n: progress.busy(f"evaluating on held-out text: {100 * n / total:.0f} %"),
-        )
-    session.ledger.append(
-        "evaluation",
-        session.position,
-        durable=True,
-        bits_per_byte=found.bits_per_byte,
-        n_bytes=found.n_bytes,
-        n_documents=found.n_documents,
-    )
-    return found
