@@ -8,13 +8,13 @@ PEERS := .peers
 PYTHON_TEXT := --python --heldout 0.025 --heldout-mib 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: install train smoke test test-fast lint format docs bench peers clean
+.PHONY: install train smoke test test-fast test-gpu test-extra lint format docs bench peers clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train   install, build the data, train a language model, show what it learned"
 	@echo "make test    the whole test suite"
-	@echo "also: install lint format docs bench peers smoke test-fast"
+	@echo "also: install lint format docs bench peers smoke test-fast test-gpu test-extra"
 
 install: $(INSTALLED)
 
@@ -38,6 +38,14 @@ test: install
 
 test-fast: install
 	$(BIN)/python -m pytest -q -m "not slow"
+
+# On a machine with an NVIDIA GPU, with a torch that was built for it in the environment.
+test-gpu: install
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
+
+# Against transformers, which lives with the peers: logits and greedy tokens of Llama, Qwen3 and T5Gemma, both ways.
+test-extra: install peers
+	$(PEERS)/bin/python -m pytest -q tests/extra
 
 lint: install
 	$(BIN)/ruff check .
@@ -66,3 +74,6 @@ bench: install peers
 	$(BIN)/python benchmarks/data_loader.py
 	$(PEERS)/bin/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/kill_resume.py
+	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/architectures.py
