@@ -21,6 +21,12 @@ CROSS = [[0, 0, 100, 1, 7, 300, 0], [0, 100, 400, 0, 0, 512, 0], [1, 3, 70, 1, 3
 KINDS = {"causal": CAUSAL, "prefix": PREFIX, "cross": CROSS}
 
 
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> None:
+    """A function is compiled for a few shapes at most: other tests must not use them up."""
+    torch._dynamo.reset()
+
+
 def check(case: Case, dtype: torch.dtype, width: int = 64, compiled: bool = False) -> None:
     inputs = case.inputs(dtype, width, device="cuda")
     function = torch.compile(attend, fullgraph=True, dynamic=False) if compiled else attend

@@ -194,6 +194,17 @@ def test_attention_operator_is_sound_for_the_compiler(window: int | None, soft_c
     )
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_compiler_takes_all_of_it_into_one_graph(device: str) -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, backend="eager", fullgraph=True, dynamic=False)
+    q, k = (torch.randn(1, 9, n_heads, 8).to(device, torch.bfloat16) for n_heads in (4, 2))
+    mask = Mask(torch.tensor([[0, 0, 9, 0, 0, 9, 1]]), 4)
+    out, expected = compiled(q, k, k, mask), attend(q, k, k, mask)
+    assert out.shape == expected.shape
+    assert device == "meta" or torch.equal(out, expected)
+
+
 @pytest.mark.parametrize(
     ("device", "dtype", "soft_cap", "backend"),
     [
