@@ -1,17 +1,18 @@
 """`bushcraft data`: build data sets, look into them, check them."""
 
 from dataclasses import asdict
-from itertools import islice
 from typing import Annotated
 
 import typer
 
 from bushcraft.cli.data_build import build
+from bushcraft.cli.data_preview import preview
 from bushcraft.cli.options import JsonOption, StoreOption, open_store, print_json, print_table
-from bushcraft.errors import BushcraftError, DataError
+from bushcraft.errors import BushcraftError
 
 app = typer.Typer(help="Build, inspect, preview and verify data sets.", no_args_is_help=True)
 app.command("build")(build)
+app.command("preview")(preview)
 Name = Annotated[str | None, typer.Argument(help="The data set's name; all of them by default.")]
 OneName = Annotated[str, typer.Argument(help="The data set's name.")]
 
@@ -39,46 +40,6 @@ def inspect(name: Name = None, store: StoreOption = None, json: JsonOption = Fal
         print_table(columns, rows, right=tuple(columns[1:]))
         for key, value in about["baselines"].items():
             print(f"  held-out by {key}: {value:.4f} bits/byte")
-    return None
-
-
-@app.command()
-def preview(
-    name: OneName,
-    split: Annotated[str, typer.Option(help="train or heldout.")] = "train",
-    documents: Annotated[int, typer.Option(min=1, help="Show so many documents.")] = 3,
-    tokens: Annotated[int, typer.Option(min=1, help="Show so many tokens of each.")] = 120,
-    store: StoreOption = None,
-    json: JsonOption = False,
-) -> None:
-    """The first documents as the model sees them: token by token, decoded again."""
-    from tokenizers import Tokenizer
-
-    from bushcraft.data.manifest import PackTable, read_manifest
-    from bushcraft.store.pack import PackReader
-
-    depot = open_store(store).depot
-    _, manifest = read_manifest(depot, name)
-    if split not in manifest.splits:
-        raise DataError(f"data set {name!r} has no split {split!r}", f"Use one of {', '.join(manifest.splits)}")
-    tokenizer = Tokenizer.from_buffer(depot.read(manifest.tokenizer))
-    table = PackTable(depot, manifest.splits[split])
-    every = (document for i in range(len(table)) for document in PackReader(depot, table[i]).documents())
-    shown = [
-        {
-            "document": document,
-            "tokens": len(ids),
-            "bytes": n_bytes,
-            "ids": ids[:tokens].tolist(),
-            "text": tokenizer.decode(ids[1:tokens].tolist(), skip_special_tokens=False),
-        }
-        for document, ids, n_bytes in islice(every, documents)
-    ]
-    if json:
-        return print_json(shown)
-    for document in shown:
-        print(f"── {document['document']}: {document['bytes']:,} bytes, {document['tokens']:,} tokens")
-        print(document["text"])
     return None
 
 

@@ -5,13 +5,20 @@ Made from the batch itself, after packing, so that what is shown is what is trai
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import count, groupby, islice
 from typing import Any, Literal
 
 from rich.text import Text
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from bushcraft.objectives.batch import Batch
+from bushcraft.objectives.objective import batch_of
+from bushcraft.store.workspace import Store
+from bushcraft.train.objective import check_vocabulary, objective_tokens
+from bushcraft.train.open_session import open_datasets, open_loader, open_objective
+from bushcraft.train.recipe import Recipe
+from bushcraft.train.run_record import RunRecord
 
 Role = Literal["both ways", "read", "predicted"]
 STYLES: dict[Role, str] = {"both ways": "cyan", "read": "dim", "predicted": "bold green"}
@@ -44,6 +51,50 @@ class Example:
             return [{"role": span.role, "text": decode(span.tokens)} for span in spans]
 
         return {"encoder": side(self.encoder), "decoder": side(self.decoder)}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Examples, and how to show their tokens."""
+
+    examples: list[Example]
+    decode: Decode
+    special: set[int]
+    """Tokens that are no text."""
+
+
+def preview_of(store: Store, recipe: Recipe, dataset: str, position: int, n_examples: int) -> Preview:
+    """The first examples that a run of the recipe would make of the data set from `position` on.
+
+    Errors: `DataError`, `RecipeError` as when the run is opened.
+    """
+    source = next(iter(recipe.data.sources.values())).model_copy(update={"dataset": dataset, "weight": 1.0})
+    data = recipe.data.model_copy(update={"sources": {dataset: source}})
+    recipe = recipe.model_copy(update={"data": data})
+    datasets = open_datasets(store, recipe)
+    manifest = datasets[dataset][1]
+    special = objective_tokens(store.depot, manifest, recipe.objective)
+    check_vocabulary(recipe, special)
+    record = RunRecord(recipe, {}, 0, "fp32", 1, "")
+    loader = open_loader(store, recipe, record, datasets, [])
+    objective = open_objective(store, recipe, record, manifest, [])
+
+    def every() -> Iterator[Example]:
+        for begin in count(position):
+            rows = loader.rows(begin, begin + 1)
+            yield from examples(batch_of(objective, rows, begin, recipe.model.kind, manifest.separator_id))
+
+    tokenizer = Tokenizer.from_buffer(store.depot.read(manifest.tokenizer))
+    names = special.names()
+
+    def decode(tokens: list[int]) -> str:
+        parts = groupby(tokens, key=lambda token: token in names)
+        return "".join(
+            "".join(names[t] for t in group) if named else tokenizer.decode(list(group), skip_special_tokens=False)
+            for named, group in parts
+        )
+
+    return Preview(list(islice(every(), n_examples)), decode, {manifest.separator_id, *names})
 
 
 def examples(batch: Batch) -> Iterator[Example]:
