@@ -9,8 +9,8 @@ from bushcraft.checkpoint.manifest import TokenizerEntry
 from bushcraft.data.manifest import DatasetManifest
 from bushcraft.model.generate import generate
 from bushcraft.model.transformer import Decoder, Model
-from bushcraft.objectives.special import MODES, special_tokens
 from bushcraft.store.depot import Depot
+from bushcraft.train.objective import objective_tokens
 from bushcraft.train.prompt import Form, Prompt, PromptReader
 from bushcraft.train.recipe import Recipe
 
@@ -46,19 +46,11 @@ class TextModel:
         """
         tokenizer = Tokenizer.from_buffer(depot.read(dataset.tokenizer))
         tokenizer.encode_special_tokens = True  # the name of one in a text is text
-        objective = recipe.objective
-        special = special_tokens(
-            tokenizer.get_vocab(with_added_tokens=True),
-            dataset.vocab_size,
-            dataset.separator_id,
-            objective.n_sentinels if objective.hides_spans else 0,
-            MODES[objective.mode_names] if objective.has_modes else (),
-        )
         reader = PromptReader(
             tokenizer=tokenizer,
             begin=dataset.separator_id if imported is None else imported.begin,
-            special=special,
-            form=Form.of(objective),
+            special=objective_tokens(depot, dataset, recipe.objective),
+            form=Form.of(recipe.objective),
             context=recipe.run.sequence_length,
             has_encoder=not isinstance(model, Decoder),
         )
