@@ -82,6 +82,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, crosses: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.varying_length = False
         self.embedding = Embedding(config)
         self.layers = nn.ModuleList(Block(config, crosses) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -107,12 +108,18 @@ class Decoder(nn.Module):
         angles = _angles(segments, tokens_BS, self.config)
         x_BSD = self.embedding(tokens_BS)
         for layer, mask in zip(self.layers, masks, strict=False):
+            if self.varying_length:
+                _mark_length(x_BSD, *angles, encoded_BTD)
             x_BSD = layer(x_BSD, mask, angles, encoded_BTD, across)
         h_BSD: Tensor = self.norm(x_BSD)
         return h_BSD
 
-    def compile_layers(self, backend: str = "inductor") -> None:
-        """Compile each block into one graph, whatever the segments; attention stays one opaque call inside."""
+    def compile_layers(self, backend: str = "inductor", varying_length: bool = False) -> None:
+        """Compile each block into one graph, whatever the segments; attention stays one opaque call inside.
+
+        With `varying_length` the one graph serves rows of any length; without it rows are to have one.
+        """
+        self.varying_length = varying_length
         _compile(self.layers, backend)
 
 
@@ -122,6 +129,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.varying_length = False
         self.embedding = None if config.share_embeddings else Embedding(config)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.encoder_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -133,6 +141,8 @@ class Encoder(nn.Module):
         angles = _angles(packed.segments, packed.tokens, self.config)
         x_BTD = (self.embedding or shared)(packed.tokens)
         for layer, mask in zip(self.layers, masks, strict=False):
+            if self.varying_length:
+                _mark_length(x_BTD, *angles)
             x_BTD = layer(x_BTD, mask, angles)
         h_BTD: Tensor = self.norm(x_BTD)
         return h_BTD
@@ -162,10 +172,11 @@ class EncoderDecoder(nn.Module):
         h_BSD: Tensor = self.decoder(tokens_BS, segments, encoder, self.encode(encoder))
         return h_BSD
 
-    def compile_layers(self, backend: str = "inductor") -> None:
+    def compile_layers(self, backend: str = "inductor", varying_length: bool = False) -> None:
         """As `Decoder.compile_layers`, of both stacks."""
+        self.encoder.varying_length = varying_length
         _compile(self.encoder.layers, backend)
-        _compile(self.decoder.layers, backend)
+        self.decoder.compile_layers(backend, varying_length)
 
 
 Model = Decoder | EncoderDecoder
@@ -188,6 +199,13 @@ def _dynamic(mask: Mask) -> Mask:
     """How many pieces there are differs from batch to batch."""
     torch._dynamo.maybe_mark_dynamic(mask.pieces, 0)
     return mask
+
+
+def _mark_length(*inputs: Tensor | None) -> None:
+    """Tell the compiler that positions differ in number from batch to batch."""
+    for x in inputs:
+        if x is not None:
+            torch._dynamo.maybe_mark_dynamic(x, 1)
 
 
 def _angles(segments: Segments, tokens_BS: Tensor, config: ModelConfig) -> Angles:

@@ -131,6 +131,11 @@ def batch_of(objective: Objective, rows: Rows, begin: int, architecture: Archite
     return encoder_decoder_batch(examples, separator, quantum)
 
 
+def makes_long_rows(objective: Objective, architecture: Architecture) -> bool:
+    """Whether batches are long rows, whose length differs."""
+    return architecture == "encoder_decoder" or not isinstance(objective, Causal | Prefix)
+
+
 def _quantum(rows: Rows) -> int:
     """The power of two below `QUANTA`'s part of the tokens."""
     n_tokens: int = rows.tokens.shape[0] * (rows.tokens.shape[1] - 1)

@@ -25,7 +25,7 @@ from bushcraft.ledger.events import Event
 from bushcraft.ledger.ledger import Ledger, restore_ledger
 from bushcraft.model.initialise import initialise
 from bushcraft.model.transformer import build_model
-from bushcraft.objectives.objective import Objective
+from bushcraft.objectives.objective import Objective, makes_long_rows
 from bushcraft.store.workspace import Store
 from bushcraft.train.calibrate import sequences_in
 from bushcraft.train.heap import keep_freed_memory
@@ -197,7 +197,7 @@ def _build(
             store.depot, record.start_from, read_manifest(store.depot, record.start_from), model, grow_vocabulary=True
         )
     if recipe.run.compile:
-        model.compile_layers()
+        model.compile_layers(varying_length=makes_long_rows(objective, recipe.model.kind))
     sources: tuple[SourceData, ...] = loader.sources
     optimizer = Optimizer(model, recipe.optimizer)
     session = Session(store, ledger, record, recipe, sources, loader, objective, model, optimizer)
