@@ -87,7 +87,7 @@ def padding(text: TextSide, vocab_size: int) -> tuple[TextSide, int]:
     own = engine.token_to_id(PAD)
     if own is not None:
         return text, own
-    free = engine.get_vocab_size() + len(text.names)
+    free = 1 + max(*engine.get_vocab(with_added_tokens=True).values(), *(token for token, _ in text.names))
     if free >= vocab_size:
         return text, NO_PAD
     return dataclasses.replace(text, names=(*text.names, (free, PAD))), free

@@ -15,6 +15,7 @@ from bushcraft.data.tokenizer import token_itemsize
 from bushcraft.model.transformer import build_model
 from bushcraft.store.depot import Depot
 from bushcraft.store.workspace import Store
+from bushcraft.train.objective import objective_tokens
 from bushcraft.train.recipe import Recipe
 from bushcraft.train.sample import TextModel
 
@@ -59,8 +60,10 @@ def text_side(store: Store, saved: SavedModel) -> TextSide:
     entry = saved.manifest.tokenizer
     if entry is not None:
         return TextSide(tokenizer, entry.begin, entry.ends, entry.chat_template)
-    separator = saved.dataset.separator_id
-    return TextSide(tokenizer, separator, (separator,), puts_begin=True)
+    separator, own = saved.dataset.separator_id, Tokenizer.from_buffer(tokenizer).get_vocab(with_added_tokens=True)
+    special = objective_tokens(store.depot, saved.dataset, saved.recipe.objective).names()
+    names = sorted((token, name) for token, name in special.items() if name not in own)
+    return TextSide(tokenizer, separator, (separator,), puts_begin=True, names=tuple(names))
 
 
 def _without_documents(depot: Depot, manifest: CheckpointManifest) -> DatasetManifest:
