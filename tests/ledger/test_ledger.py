@@ -1,8 +1,8 @@
 """A ledger survives kills and notices damage; its time sums to the whole."""
 
 import fcntl
-import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -59,14 +59,19 @@ def test_a_lost_ledger_is_restored_with_the_lock_held(directory: Path, depot: De
 
 
 def test_a_look_at_the_lock_does_not_keep_a_run_from_starting(directory: Path, depot: Depot) -> None:
-    """`bushcraft run list` asks whether a run is going on by a shared lock."""
+    """`bushcraft run list` asks whether a run is going on by a shared lock; it goes when the run has been refused once."""
     Ledger.open(directory, "a", depot).close()
+    waits: list[float] = []
     with (directory / "lock").open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        end = threading.Timer(0.1, lambda: fcntl.flock(file, fcntl.LOCK_UN))
-        end.start()
-        Ledger.open(directory, "a", depot).close()
-        end.join()
+
+        def let_go(seconds: float) -> None:
+            waits.append(seconds)
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+        with mock.patch("bushcraft.ledger.ledger.time.sleep", let_go):
+            Ledger.open(directory, "a", depot).close()
+    assert len(waits) == 1
 
 
 def test_what_a_killed_process_left_beside_the_ledger_is_removed(directory: Path, depot: Depot) -> None:
