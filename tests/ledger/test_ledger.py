@@ -59,7 +59,7 @@ def test_a_lost_ledger_is_restored_with_the_lock_held(directory: Path, depot: De
 
 
 def test_a_look_at_the_lock_does_not_keep_a_run_from_starting(directory: Path, depot: Depot) -> None:
-    """`bushcraft run list` asks whether a run is going on by a shared lock; it goes when the run has been refused once."""
+    """`bushcraft run list` asks by a shared lock whether a run is going on; here until the run was refused."""
     Ledger.open(directory, "a", depot).close()
     waits: list[float] = []
     with (directory / "lock").open("rb") as file:

@@ -16,6 +16,9 @@ from torch import Tensor
 _precision = "fp32"
 """What `compute_precision` set. A plain name, because a compiler can guard it; it cannot read a context variable."""
 
+SMALL_RESULT = 4096
+"""Elements. A smaller result, as when one token is generated at a time, is there sooner than the operator is called."""
+
 _HAS_ONEDNN: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 _CPU_MULTIPLIES_BF16 = _HAS_ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -65,7 +68,8 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
     In fp32 on a CPU by oneDNN, whose products are a sixth to a third faster there than the MKL that `@` calls
     (measured on an AMD EPYC; decision 9).
     """
-    if _HAS_ONEDNN and x.dtype is torch.float32 and x.device.type == "cpu":
+    is_small = x.shape[:-1].numel() * len(weight) < SMALL_RESULT
+    if _HAS_ONEDNN and x.dtype is torch.float32 and x.device.type == "cpu" and not is_small:
         found: Tensor = onednn_product(x, weight)
         return found
     return torch.nn.functional.linear(x, weight)
