@@ -13,7 +13,7 @@ import argparse
 import os
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command sets it: threads that wait leave the CPU to others
@@ -34,23 +34,26 @@ HEADS, WIDTH = 8, 64
 FLOPS_PER_SCORE = 7 * 2 * WIDTH * HEADS
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 TARGETS = {"prefix of half the length": 1.5, "causal, 16 packed pieces": 4.0}
+LEAST_PAIRS, MOST_PAIRS = 3, 25
 TOLERANCE = {torch.bfloat16: 0.02, torch.float32: 1e-4}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="the shorter rows alone, three pairs of runs")
+    parser.add_argument("--quick", action="store_true", help="the shorter rows alone, and fewer pairs of runs")
     quick = parser.parse_args().quick
     torch.set_num_threads(THREADS)
     keep_freed_memory()
-    rows = []
+    comparisons = []
     for length in (2048,) if quick else (2048, 8192):
         for precision, dtype in DTYPES.items():
             if precision == "bf16" and not multiplies_bf16(torch.device("cpu")):
                 continue
             for name, masks in masks_of(POSITIONS // length, length).items():
-                rows.append(measure(name, masks, length, precision, dtype, n_pairs=3 if quick else 7))
-    write("attention", rows, quick)
+                comparisons.append(Comparison(name, length, precision, sum(mask.n_scores() for mask in masks)))
+                compare(comparisons[-1], masks, dtype, seconds=4 if quick else 15)
+                print(f"{comparisons[-1].claim()}: {comparisons[-1].ratio():.3g} times as fast", flush=True)
+    write("attention", [row_of(one, peak(comparisons, one.precision)) for one in comparisons], quick)
 
 
 def masks_of(n_rows: int, length: int) -> dict[str, list[Mask]]:
@@ -84,42 +87,63 @@ def segments(n_rows: int, length: int, n_pieces: int, prefix_share: float = 0.0,
 
 
 @dataclass(frozen=True)
-class Runs:
-    """Seconds of each run, and what it found."""
+class Comparison:
+    """Seconds of ours and the peer's runs, in pairs, and the rate of matrix products (FLOP/s) before each pair."""
 
-    seconds: list[float]
-    found: list[Tensor]
+    name: str
+    length: int
+    precision: str
+    n_scores: int
+    ours: list[float] = field(default_factory=list)
+    peer: list[float] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
+
+    def claim(self) -> str:
+        shape = f"{POSITIONS // self.length} × {self.length} positions, {HEADS} heads of {WIDTH}"
+        return f"attention of {shape}, {self.precision}, {self.name}"
+
+    def ratio(self) -> float:
+        return statistics.median(b / a for a, b in zip(self.ours, self.peer, strict=True))
 
 
-def measure(name: str, masks: list[Mask], length: int, precision: str, dtype: torch.dtype, n_pairs: int) -> Row:
-    """Positions a second, forwards and backwards through all of a layer's masks."""
+def compare(comparison: Comparison, masks: list[Mask], dtype: torch.dtype, seconds: float) -> None:
+    """Run both in turn for so long, three times at least; the first pair warms up and must agree."""
     torch.manual_seed(0)
-    n_rows = POSITIONS // length
-    q, k, v, direction = (torch.randn(n_rows, length, HEADS, WIDTH).to(dtype) for _ in range(4))
+    length = comparison.length
+    q, k, v, direction = (torch.randn(POSITIONS // length, length, HEADS, WIDTH).to(dtype) for _ in range(4))
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    matrices = [visible(mask, n_rows, length) for mask in masks]
-    ours, peer, peaks = Runs([], []), Runs([], []), []
-    for n in range(n_pairs + 1):
-        peaks.append(matmul_peak(precision))
-        for runs, function in (
-            (ours, lambda i: attend(*inputs, masks[i])),
-            (peer, lambda i: dense(*inputs, matrices[i])),
-        ):
-            seconds, found = timed(function, len(masks), inputs, direction)
-            runs.found[:] = found
-            runs.seconds.extend([seconds] if n else [])  # the first pair warms up
-    for one, other in zip(ours.found, peer.found, strict=True):
+    matrices = [visible(mask, POSITIONS // length, length) for mask in masks]
+
+    def run_ours() -> tuple[float, list[Tensor]]:
+        return timed(lambda i: attend(*inputs, masks[i]), len(masks), inputs, direction)
+
+    def run_peer() -> tuple[float, list[Tensor]]:
+        return timed(lambda i: dense(*inputs, matrices[i]), len(masks), inputs, direction)
+
+    for one, other in zip(run_ours()[1], run_peer()[1], strict=True):
         assert (one - other).float().norm() <= TOLERANCE[dtype] * other.float().norm()
-    bound = sum(mask.n_scores() for mask in masks) * FLOPS_PER_SCORE / max(peaks)
-    ratio = statistics.median(b / a for a, b in zip(ours.seconds, peer.seconds, strict=True))
-    target = TARGETS.get(name)
+    began = perf_counter()
+    while (n := len(comparison.ours)) < LEAST_PAIRS or (n < MOST_PAIRS and perf_counter() - began < seconds):
+        comparison.peaks.append(matmul_peak(comparison.precision, seconds=0.1))
+        comparison.ours.append(run_ours()[0])
+        comparison.peer.append(run_peer()[0])
+
+
+def peak(comparisons: list[Comparison], precision: str) -> float:
+    """The best rate that was seen in all of the run: a busy moment shows too little."""
+    return max(rate for one in comparisons if one.precision == precision for rate in one.peaks)
+
+
+def row_of(comparison: Comparison, peak: float) -> Row:
+    """Positions a second, forwards and backwards through all of a layer's masks."""
+    target, ratio = TARGETS.get(comparison.name), comparison.ratio()
     return Row(
-        claim=f"attention of {n_rows} × {length} positions, {HEADS} heads of {WIDTH}, {precision}, {name}",
+        claim=comparison.claim(),
         unit="positions/s",
-        ours=rounded(POSITIONS / statistics.median(ours.seconds)),
-        peer=rounded(POSITIONS / statistics.median(peer.seconds)),
+        ours=rounded(POSITIONS / statistics.median(comparison.ours)),
+        peer=rounded(POSITIONS / statistics.median(comparison.peer)),
         peer_name="scaled_dot_product_attention with a boolean mask",
-        limit=rounded(POSITIONS / bound),
+        limit=rounded(POSITIONS * peak / (comparison.n_scores * FLOPS_PER_SCORE)),
         ratio=rounded(ratio),
         target=None if target is None else f"ratio ≥ {target:g}",
         holds=None if target is None else ratio >= target,
