@@ -17,7 +17,7 @@ from bushcraft.checkpoint.huggingface_write_config import write_config
 from bushcraft.checkpoint.newest import verify
 from bushcraft.checkpoint.tensors import load_tensor
 from bushcraft.checkpoint.weights import PREFIX
-from bushcraft.errors import CheckpointError
+from bushcraft.errors import CheckpointError, CorruptObjectError
 from bushcraft.model.config import ModelConfig
 from bushcraft.store.depot import Depot
 from tests.checkpoint.huggingface_cases import DECODER, SHAPES, T5GEMMA, config_of, export
@@ -37,6 +37,15 @@ def test_what_was_exported_and_imported_is_the_same_model(depot: Depot, tmp_path
     assert (after.tokenizer.begin, after.tokenizer.ends) == (0, (0,))
     assert verify(depot, name)[0] == after
     assert depot.latest("checkpoints/again") == name
+
+
+def test_a_damaged_tokenizer_is_noticed(depot: Depot, tmp_path: Path) -> None:
+    export(depot, tmp_path / "out", **DECODER)
+    name, manifest = import_folder(depot, tmp_path / "out", "x")
+    assert manifest.tokenizer is not None
+    depot.path(manifest.tokenizer.object).write_bytes(b"{}")
+    with pytest.raises(CorruptObjectError, match=manifest.tokenizer.object):
+        verify(depot, name)
 
 
 def test_shards_hold_what_one_file_holds(
