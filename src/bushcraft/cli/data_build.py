@@ -32,7 +32,8 @@ def build(
     ] = None,
     python: Annotated[bool, typer.Option("--python", help="The text of this Python installation itself.")] = False,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="A tokenizer.json to use; without it one is trained on the input.")
+        Path | None,
+        typer.Option(help="A tokenizer.json to use, or a folder with one; without it one is trained on the input."),
     ] = None,
     vocab_size: Annotated[int, typer.Option(help="Tokens of the tokenizer that is trained.")] = 4096,
     separator: Annotated[str | None, typer.Option(help="The given tokenizer's token between documents.")] = None,
@@ -40,6 +41,16 @@ def build(
     heldout: Annotated[float, typer.Option(help="Share of the documents that is held out, 0 to 0.5.")] = 0.08,
     heldout_mib: Annotated[int, typer.Option(min=0, help="At most so many MiB are held out.")] = 32,
     keep_copies: Annotated[bool, typer.Option("--keep-copies", help="Keep documents that occur again.")] = False,
+    instructions: Annotated[
+        bool, typer.Option("--instructions", help="Rows are prompts and answers (.jsonl): only answers are learnt.")
+    ] = False,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(help="With --instructions: a Jinja2 file, a tokenizer_config.json, or a folder with one."),
+    ] = None,
+    longest: Annotated[
+        int | None, typer.Option(min=1, help="With --instructions: leave out examples of more tokens.")
+    ] = None,
     on_bad: Annotated[
         Literal["stop", "skip"],
         typer.Option(help="What to do about input that cannot be read: stop, or skip and list."),
@@ -49,7 +60,10 @@ def build(
     json: JsonOption = False,
 ) -> None:
     """Build a data set: read, split, tokenise, pack. Stopped or killed, the same command goes on with it."""
-    from bushcraft.data.build import BuildSettings, build_dataset
+    from bushcraft.data.build import build_dataset
+    from bushcraft.data.build_settings import BuildSettings
+    from bushcraft.data.chat_template import load_chat_template
+    from bushcraft.data.examples import ExampleSettings
     from bushcraft.data.python_corpus import python_sources
     from bushcraft.data.sources import find_sources
     from bushcraft.data.workers import available_cores
@@ -63,6 +77,10 @@ def build(
 
     if python == bool(paths):
         raise DataError("nothing to read" if not paths else "--python takes no other input", "Give PATH… or --python")
+    if not instructions and (chat_template or longest):
+        option = "--chat-template" if chat_template else "--longest"
+        raise DataError(f"{option} is about prompts and answers", "Add --instructions")
+    template = load_chat_template(chat_template) if chat_template else None
     settings = BuildSettings(
         column=column,
         heldout_fraction=heldout,
@@ -72,6 +90,7 @@ def build(
         separator=separator,
         skip_bad=on_bad == "skip",
         keep_copies=keep_copies,
+        instructions=ExampleSettings(template, longest) if instructions else None,
     )
     settings.check()
     sources = python_sources() if python else find_sources(paths or [], skip)
@@ -122,6 +141,7 @@ class BuildProgress:
 
 
 def _read(path: Path) -> bytes:
+    path = path / "tokenizer.json" if path.is_dir() else path
     try:
         return path.read_bytes()
     except OSError as error:

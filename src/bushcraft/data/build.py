@@ -22,16 +22,18 @@ import numpy as np
 
 from bushcraft.data import compression_baseline as baseline
 from bushcraft.data.build_result import BuildResult, holds
+from bushcraft.data.build_settings import BuildSettings
 from bushcraft.data.duplicates import HeldoutIndex
-from bushcraft.data.encode import HELDOUT_INDEX, HELDOUT_TEXT, encode_heldout, encode_task, packs_of
+from bushcraft.data.encode import HELDOUT_INDEX, HELDOUT_TEXT, PackSeries, encode_heldout, encode_task, packs_of
+from bushcraft.data.examples import ExampleReader, example_format
 from bushcraft.data.journal import RESULT, Journal, identity
-from bushcraft.data.manifest import DatasetManifest, split_from_packs, write_manifest
+from bushcraft.data.manifest import DatasetManifest, ExampleFormat, split_from_packs, write_manifest
 from bushcraft.data.scan import Scan, scan_task
 from bushcraft.data.sources import Source
 from bushcraft.data.split import Bounds, choose_bounds, first_copies, rank_below, roles
 from bushcraft.data.tasks import Task, plan_tasks
-from bushcraft.data.tokenizer import TextTokenizer, load_tokenizer
-from bushcraft.data.tokenizer_training import check_vocab_size, train_tokenizer
+from bushcraft.data.tokenizer import TextTokenizer, load_tokenizer, token_itemsize
+from bushcraft.data.tokenizer_training import train_tokenizer
 from bushcraft.data.workers import run_calls
 from bushcraft.errors import DataError
 from bushcraft.store.depot import Depot
@@ -46,30 +48,6 @@ RETAINED_TIMES = 4
 
 Progress = Callable[[str, int, int], None]
 """Hears of (stage, bytes done, bytes in all)."""
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """What besides the input decides what comes out."""
-
-    column: str = "text"
-    heldout_fraction: float = 0.08
-    heldout_bytes: int = 32 << 20
-    vocab_size: int = 4096
-    tokenizer: bytes | None = None
-    """A tokenizer.json; trained on the input if None."""
-    separator: str | None = None
-    skip_bad: bool = False
-    keep_copies: bool = False
-
-    def check(self) -> None:
-        """Errors: `DataError` for settings that cannot be."""
-        if not 0 <= self.heldout_fraction <= 0.5:
-            raise DataError(f"--heldout {self.heldout_fraction} is no share of the documents", "Choose 0 to 0.5")
-        if self.tokenizer is None:
-            check_vocab_size(self.vocab_size)
-        else:
-            load_tokenizer(self.tokenizer, self.separator, "the file given by --tokenizer")
 
 
 def build_dataset(
@@ -87,10 +65,13 @@ def build_dataset(
     """
     started = time.monotonic()
     settings.check()
+    settings.check_sources(sources)
     store.depot.remove_abandoned_files()
     newest = store.depot.latest(f"datasets/{name}")
     inputs = ([s.name, s.path, s.size, s.modified_ns] for s in sources)
     about = asdict(settings) | {"version": BUILD_VERSION, "tokenizer": (settings.tokenizer or b"").hex()}
+    if settings.instructions is None:
+        del about["instructions"]  # builds of text are called what they were called before there were others
     journal = Journal(store.builds / identity(about, inputs))
     with journal.lock():
         known = journal.read(f"{RESULT}-{name}")
@@ -100,7 +81,9 @@ def build_dataset(
             return BuildResult(**known | {"unchanged": True, "seconds": time.monotonic() - started})
         if known:
             journal.clear(results=True)
-        result = _Build(store.depot, journal, settings, workers, progress, list(skipped)).run(name, sources)
+        result = _Build(store.depot, journal, settings, workers, progress, list(skipped), settings.examples()).run(
+            name, sources
+        )
         result = BuildResult(**asdict(result) | {"seconds": time.monotonic() - started})
         journal.write(f"{RESULT}-{name}", asdict(result))
         journal.clear()
@@ -115,6 +98,8 @@ class _Build:
     workers: int
     progress: Progress
     skipped: list[str]
+    examples: ExampleReader | None
+    """How rows become examples, if they do."""
 
     def run(self, name: str, sources: Sequence[Source]) -> BuildResult:
         tasks = plan_tasks(sources, self.settings.column, self.settings.heldout_fraction > 0, self._on_bad)
@@ -125,6 +110,7 @@ class _Build:
         self._index(scan)
         packs, dropped = self._encode(scan, tasks, tokenizer)
         heldout, baselines = self._heldout(scan, dropped, tokenizer)
+        examples, n_too_long = self._example_format(tasks, tokenizer, heldout)
         notes = {
             "heldout_fraction": self.settings.heldout_fraction,
             "heldout_limit_bytes": self.settings.heldout_bytes,
@@ -133,7 +119,9 @@ class _Build:
             "empty_documents_removed": chosen["empty"],
             "inputs_skipped": chosen["n_bad"] + len(self.skipped),
         }
-        if not baseline.available():
+        if self.examples:
+            notes["examples_left_out"] = n_too_long
+        elif not baseline.available():
             notes["baselines"] = "none: this Python was built without lzma"
         manifest = DatasetManifest(
             name=name,
@@ -141,10 +129,14 @@ class _Build:
             fingerprint=tokenizer.fingerprint,
             vocab_size=tokenizer.vocab_size,
             separator_id=tokenizer.separator_id,
-            itemsize=tokenizer.itemsize,
-            splits={"train": split_from_packs(self.depot, packs), "heldout": split_from_packs(self.depot, heldout)},
+            itemsize=token_itemsize(tokenizer.vocab_size + 2) if examples else tokenizer.itemsize,
+            splits={
+                "train": split_from_packs(self.depot, packs),
+                "heldout": split_from_packs(self.depot, heldout.entries),
+            },
             baselines=baselines,
             notes=notes,
+            examples=examples,
         )
         return BuildResult(
             name=name,
@@ -158,6 +150,8 @@ class _Build:
             empty_documents=chosen["empty"],
             n_skipped=chosen["n_bad"] + len(self.skipped),
             skipped=[*self.skipped, *chosen["bad"]],
+            longest_example=examples.longest if examples else None,
+            too_long=n_too_long,
         )
 
     def _on_bad(self, error: DataError) -> None:
@@ -186,8 +180,12 @@ class _Build:
         run_calls([call(task) for task in waiting], self.workers, on_done)
 
     def _scan(self, tasks: Sequence[Task], retained: int) -> Scan:
-        column, skip_bad = self.settings.column, self.settings.skip_bad
-        self._each_task("scan", tasks, lambda task: partial(scan_task, self.journal, task, column, skip_bad, retained))
+        column, skip_bad, examples = self.settings.column, self.settings.skip_bad, self.examples
+        self._each_task(
+            "scan",
+            tasks,
+            lambda task: partial(scan_task, self.journal, task, column, skip_bad, retained, examples),
+        )
         return Scan(self.journal, tuple(self._record("scan", task.index)["documents"] for task in tasks))
 
     def _select(self, scan: Scan, retained: int) -> dict[str, Any]:
@@ -246,7 +244,9 @@ class _Build:
         path = self.journal.file(HELDOUT_INDEX)
         if not path.exists():
             with self.journal.new_file(HELDOUT_INDEX) as file:
-                HeldoutIndex.of(document.text for document in scan.heldout()).save(file)
+                # Examples share their instructions and templates, so that half of one says nothing.
+                texts = () if self.examples else (document.text for document in scan.heldout())
+                HeldoutIndex.of(texts).save(file)
 
     def _encode(self, scan: Scan, tasks: Sequence[Task], tokenizer: TextTokenizer) -> tuple[list[PackEntry], list[int]]:
         """The packs of the training documents, and the held-out documents that those contain."""
@@ -254,7 +254,7 @@ class _Build:
         self._each_task(
             "encode",
             tasks,
-            lambda task: partial(encode_task, scan, task, column, self.depot, name, tokenizer.separator),
+            lambda task: partial(encode_task, scan, task, column, self.depot, name, tokenizer.separator, self.examples),
         )
         records = [self._record("encode", task.index) for task in tasks]
         packs = [pack for record in records for pack in packs_of(record)]
@@ -262,14 +262,16 @@ class _Build:
 
     def _heldout(
         self, scan: Scan, dropped: Sequence[int], tokenizer: TextTokenizer
-    ) -> tuple[list[PackEntry], dict[str, float]]:
-        """The held-out packs, and what `xz` makes of their documents (bits per byte)."""
+    ) -> tuple[PackSeries, dict[str, float]]:
+        """The held-out packs, and what `xz` makes of their documents (bits per byte), if they are text."""
         self.progress("heldout", 0, 1)
-        packs, sizes = encode_heldout(scan, dropped, self.depot, tokenizer.fingerprint, tokenizer.separator)
+        heldout, sizes = encode_heldout(
+            scan, dropped, self.depot, tokenizer.fingerprint, tokenizer.separator, self.examples
+        )
         total = sum(sizes)
-        if not total or not baseline.available():
+        if not total or self.examples or not baseline.available():
             self.progress("heldout", 1, 1)
-            return packs, {}
+            return heldout, {}
         ends = np.cumsum(sizes).tolist()
         each = list(zip([0, *ends[:-1]], ends, strict=True))
         path = self.journal.file(HELDOUT_TEXT)
@@ -282,7 +284,18 @@ class _Build:
             "xz -9e, each document": baseline.bits_per_byte(sum(apart), total),
             "xz -9e, concatenated": baseline.bits_per_byte(together, total),
         }
-        return packs, baselines
+        return heldout, baselines
+
+    def _example_format(
+        self, tasks: Sequence[Task], tokenizer: TextTokenizer, heldout: PackSeries
+    ) -> tuple[ExampleFormat | None, int]:
+        """How examples are stored, if they are, and how many were too long. Errors: `DataError` if all were."""
+        if self.examples is None:
+            return None, 0
+        records = [self._record("encode", task.index) for task in tasks]
+        n_too_long = heldout.n_too_long + sum(record["n_too_long"] for record in records)
+        longest = max([*(record["longest"] for record in records), heldout.longest], key=lambda pair: pair[0])
+        return example_format(self.depot, self.examples.settings, tokenizer, *longest), n_too_long
 
     def _record(self, stage: str, task: int) -> dict[str, Any]:
         record = self.journal.read(f"{stage}/{task:05d}")

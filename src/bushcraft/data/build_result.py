@@ -33,6 +33,10 @@ class BuildResult:
     skipped: list[str] = field(default_factory=list)
     """Bad inputs left out, or the first of them."""
     seconds: float = 0.0
+    longest_example: int | None = None
+    """Tokens of the longest example; None where documents are text."""
+    too_long: int = 0
+    """Examples left out by --longest."""
     unchanged: bool = False
     """It had been built before; nothing was done."""
 
@@ -40,6 +44,9 @@ class BuildResult:
     def next_command(self) -> str:
         """What a user does next."""
         command = "bushcraft train"
+        if self.longest_example is not None:
+            command += " --set objective.kind=sft --set run.start_from=RUN"
+            command += f" --set run.sequence_length={self.longest_example}"
         if self.name != "python":  # the data set of the default recipe
             command += f" --set data.sources.python.dataset={self.name}"
         if self.vocab_size > 4096:
@@ -62,6 +69,9 @@ class BuildResult:
             f"  removed    {self.exact_copies:,} exact copies, {self.empty_documents:,} empty documents, "
             f"{self.near_duplicates:,} held-out documents that training documents contain"
         )
+        if self.longest_example is not None:
+            left_out = f"; {self.too_long:,} longer ones were left out" if self.too_long else ""
+            lines.append(f"  examples   the longest has {self.longest_example:,} tokens{left_out}")
         if not self.heldout["n_documents"]:
             lines.append("  nothing is held out: a run on this data set has no held-out loss")
         if self.n_skipped:
@@ -77,6 +87,8 @@ def holds(depot: Depot, manifest: str, progress: Callable[[str, int, int], None]
     try:
         _, about = read_manifest(depot, manifest)
         depot.verify(about.tokenizer)
+        if about.examples and about.examples.chat_template:
+            depot.verify(about.examples.chat_template)
         tables = [PackTable(depot, split) for split in about.splits.values()]
         packs = [table[i] for table in tables for i in range(len(table))]
         total, done = sum(pack.n_bytes for pack in packs), 0

@@ -15,6 +15,7 @@ from bushcraft.data import packing
 from bushcraft.data.manifest import DatasetManifest
 from bushcraft.data.order import Order, Samples, Source
 from bushcraft.data.tokens import TokenStream
+from bushcraft.errors import DataError
 from bushcraft.store.depot import Depot
 from bushcraft.store.pack import FRAME_BYTES
 
@@ -26,7 +27,7 @@ class Rows:
     tokens: NDArray[Any]
     """(N, sequence_length + 1) token ids: inputs are [:, :-1], targets [:, 1:]."""
     real: NDArray[np.int64]
-    """(N,) how many of the targets are tokens of the corpus; the rest is padding."""
+    """(N,) how many of the targets are tokens of the corpus; of an example its tokens. The rest is padding."""
     pieces: packing.Pieces
     """Where documents begin in the inputs."""
     samples: Samples
@@ -65,9 +66,27 @@ def open_source(
     return SourceData(name, manifest, TokenStream(depot, manifest.splits[split], manifest.itemsize, cache_bytes))
 
 
+def check_length(manifest: DatasetManifest, sequence_length: int) -> None:
+    """Errors: `DataError` if an example is longer than a sequence: none is ever cut."""
+    examples = manifest.examples
+    if examples and examples.longest > sequence_length:
+        raise DataError(
+            f"data set {manifest.name!r}: the example {examples.longest_name} has {examples.longest} tokens, and "
+            f"run.sequence_length is {sequence_length}",
+            f"Use at least {examples.longest}, or build it with --longest {sequence_length}",
+        )
+
+
 def order_source(source: SourceData, sequence_length: int) -> Source:
-    """What the order plane has to know of a source: its size, and how many sequences one frame brings."""
+    """What the order plane has to know of a source: its size, and how many sequences one frame brings.
+
+    Errors: `DataError` of `check_length`.
+    """
+    check_length(source.manifest, sequence_length)
     per_frame = FRAME_BYTES // source.manifest.itemsize
+    if source.manifest.kind == "examples":
+        n = int(source.stream.packs.n_documents.sum())
+        return Source(source.name, n, block=max(1, per_frame * n // max(1, len(source.stream))))
     return Source(
         source.name,
         packing.n_sequences(len(source.stream), sequence_length),
@@ -94,21 +113,21 @@ class Loader:
             if not mine.size:
                 continue
             index = samples.index[mine]
-            rows = source.stream.rows(packing.first_token(index, self.sequence_length), self.sequence_length + 1)
+            rows, real[mine] = self._rows_of(source, index)
             if mine.size == end - begin:
                 tokens = rows
             else:
                 tokens[mine] = rows
-            real[mine] = packing.n_targets(index, len(source.stream), self.sequence_length)
         separator = self.sources[0].manifest.separator_id
-        return Rows(tokens, real, packing.pieces(tokens[:, :-1], separator, real), samples)
+        are_examples = np.array([source.manifest.kind == "examples" for source in self.sources])
+        pieces = packing.pieces(tokens[:, :-1], separator, real, are_examples[samples.source])
+        return Rows(tokens, real, pieces, samples)
 
     def explain(self, position: int) -> list[dict[str, Any]]:
         """The documents behind the sequence at `position`: name, source, and which of its tokens are in it."""
         sample = self.order.samples(np.array([position]))
         source = self.sources[int(sample.source[0])]
-        first = int(sample.index[0]) * self.sequence_length
-        last = min(first + self.sequence_length, len(source.stream) - 1)
+        first, last = self._bounds_of(source, sample.index[:1])
         found = []
         while first <= last:
             reader, place = source.stream.locate(first)
@@ -130,3 +149,21 @@ class Loader:
             )
             first += take
         return found
+
+    def _rows_of(self, source: SourceData, index: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The sequences `index` (N,) of a source: (N, sequence_length + 1), and how much of each is real."""
+        width = self.sequence_length + 1
+        if source.manifest.kind == "text":
+            rows = source.stream.rows(packing.first_token(index, self.sequence_length), width)
+            return rows, packing.n_targets(index, len(source.stream), self.sequence_length)
+        begin, length = source.stream.documents(index)
+        rows = source.stream.rows(begin, width)
+        return np.where(np.arange(width) < length[:, None], rows, 0).astype(rows.dtype, copy=False), length
+
+    def _bounds_of(self, source: SourceData, index: NDArray[np.int64]) -> tuple[int, int]:
+        """The first and the last token of one sequence."""
+        if source.manifest.kind == "text":
+            first = int(index[0]) * self.sequence_length
+            return first, min(first + self.sequence_length, len(source.stream) - 1)
+        begin, length = source.stream.documents(index)
+        return int(begin[0]), int(begin[0] + length[0]) - 1

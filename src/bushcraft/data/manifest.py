@@ -9,7 +9,8 @@ manifest a name means today; a run remembers the manifest, not the name.
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -19,7 +20,8 @@ from bushcraft.errors import CorruptObjectError, DataError
 from bushcraft.store.depot import Depot
 from bushcraft.store.pack import PackEntry
 
-VERSION = 1
+VERSION = 2
+"""Version 2 is version 1 with `examples`; what has none is written as version 1."""
 _ENTRY_DTYPE = np.dtype(
     [
         ("object", "S32"),
@@ -52,6 +54,21 @@ class Split:
 
 
 @dataclass(frozen=True)
+class ExampleFormat:
+    """How documents that are examples are stored: the separator, then prompts and answers, each answer marked."""
+
+    target_begin: int
+    """The mark in front of an answer. Both are ids above the tokenizer's vocabulary, which no model sees."""
+    target_end: int
+    """The mark behind it."""
+    longest: int
+    """Tokens of the longest example, all but the separator: what run.sequence_length must be at least."""
+    longest_name: str
+    chat_template: str | None = None
+    """Object name of the template by which conversations became text, if there was one."""
+
+
+@dataclass(frozen=True)
 class DatasetManifest:
     """Everything that identifies a data set; locations are no part of it."""
 
@@ -70,6 +87,13 @@ class DatasetManifest:
     """Bits per byte of other compressors on the held-out documents."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What the builder wants to tell; no code depends on it."""
+    examples: ExampleFormat | None = None
+    """Of instruction data; None where documents are text."""
+
+    @property
+    def kind(self) -> Literal["text", "examples"]:
+        """Whether a position of a run is a stretch of text, or one whole example."""
+        return "examples" if self.examples else "text"
 
 
 def split_from_packs(depot: Depot, packs: Iterable[PackEntry]) -> Split:
@@ -117,6 +141,11 @@ class PackTable:
         # numpy strips the trailing NULs of byte strings: pad the hashes to their 32 bytes again.
         return PackEntry(**{k: v.ljust(32, b"\0").hex() if k in _HASHES else v for k, v in row.items()})
 
+    @cached_property
+    def n_documents(self) -> NDArray[np.int64]:
+        """Documents of each pack, (n_packs,): all entries are read for it. Errors as for one entry."""
+        return np.array([self[i].n_documents for i in range(len(self))], np.int64)
+
     def _read_group(self, group: int) -> NDArray[Any]:
         begin = group * GROUP_BYTES
         end = min(begin + GROUP_BYTES, len(self) * _ENTRY_DTYPE.itemsize)
@@ -131,7 +160,10 @@ class PackTable:
 
 def write_manifest(depot: Depot, manifest: DatasetManifest) -> str:
     """Store the manifest and make `datasets/NAME` mean it; its object name. All packs must be in the depot."""
-    document = {"format": "bushcraft-dataset", "version": VERSION, **asdict(manifest)}
+    about = asdict(manifest)
+    if manifest.examples is None:
+        del about["examples"]
+    document = {"format": "bushcraft-dataset", "version": VERSION if manifest.examples else 1, **about}
     name = depot.put_bytes(json.dumps(document, indent=1, sort_keys=True).encode())
     depot.publish(f"datasets/{manifest.name}", name)
     return name
@@ -157,4 +189,5 @@ def read_manifest(depot: Depot, name_or_root: str) -> tuple[str, DatasetManifest
             f"data set {name_or_root} has format {version}, this is for {VERSION}", "Install a newer bushcraft"
         )
     splits = {name: Split(**split) for name, split in document.pop("splits").items()}
-    return root, DatasetManifest(splits=splits, **document)
+    examples = document.pop("examples", None)
+    return root, DatasetManifest(splits=splits, examples=examples and ExampleFormat(**examples), **document)

@@ -36,10 +36,17 @@ class Pieces:
     length: NDArray[np.int64]
 
 
-def pieces(inputs: NDArray[Any], separator: int, real: NDArray[np.int64]) -> Pieces:
-    """Cut rows of inputs (N, S) where documents begin; what follows the `real` (N,) positions is one piece."""
+def pieces(
+    inputs: NDArray[Any], separator: int, real: NDArray[np.int64], whole: NDArray[np.bool_] | None = None
+) -> Pieces:
+    """Cut rows of inputs (N, S) where documents begin; what follows the `real` (N,) positions is one piece.
+
+    Rows that are `whole` (N,) are one document, whatever is in it.
+    """
     n_rows, width = inputs.shape
     begins = inputs == separator
+    if whole is not None:
+        begins[whole] = False
     begins[:, 0] = True
     for row in np.flatnonzero(real < width).tolist():
         begins[row, real[row] :] = False

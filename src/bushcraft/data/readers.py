@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from bushcraft.data import parquet
+from bushcraft.data.examples import ExampleReader
 from bushcraft.data.sources import OnBad, Source, stop_on_bad
 from bushcraft.data.streams import blocks, cut_near, file_errors, lines
 from bushcraft.errors import DataError
@@ -41,12 +42,17 @@ class Document:
     text: bytes
 
 
-def documents(part: Slice, column: str = "text", on_bad: OnBad = stop_on_bad) -> Iterator[Document]:
+def documents(
+    part: Slice, column: str = "text", on_bad: OnBad = stop_on_bad, examples: ExampleReader | None = None
+) -> Iterator[Document]:
     """The documents of a slice in order. `on_bad` hears of what cannot be read, which is then left out.
 
+    With `examples` the rows of JSON lines are instruction data, and their text is marked.
     Names: the file's; `FILE@BYTE` for a row or a cut of a text stream, `FILE@ROW` in parquet.
     """
-    reader = {"text": _text, "jsonl": _jsonl, "parquet": _parquet}[part.source.kind]
+    if part.source.kind == "jsonl":
+        return _jsonl(part, column, on_bad, examples)
+    reader = {"text": _text, "parquet": _parquet}[part.source.kind]
     return reader(part, column, on_bad)
 
 
@@ -69,7 +75,7 @@ def _text(part: Slice, _column: str, on_bad: OnBad) -> Iterator[Document]:
         on_bad(error)
 
 
-def _jsonl(part: Slice, column: str, on_bad: OnBad) -> Iterator[Document]:
+def _jsonl(part: Slice, column: str, on_bad: OnBad, examples: ExampleReader | None) -> Iterator[Document]:
     source = part.source
     try:
         begin, end = (0, source.size) if source.compression else _bounds(part, window=None)
@@ -77,7 +83,7 @@ def _jsonl(part: Slice, column: str, on_bad: OnBad) -> Iterator[Document]:
             if not line.strip():
                 continue
             place = partial(_place, source, begin, number)
-            text = _row_text(line, column, source, begin + offset, place, on_bad)
+            text = _row_text(line, column, source, begin + offset, place, on_bad, examples)
             if text is not None:
                 yield Document(f"{source.name}@{begin + offset}", text)
     except DataError as error:
@@ -142,7 +148,13 @@ def _not_utf8(source: Source, offset: int) -> DataError:
 
 
 def _row_text(
-    line: bytes, column: str, source: Source, offset: int, place: Callable[[], str], on_bad: OnBad
+    line: bytes,
+    column: str,
+    source: Source,
+    offset: int,
+    place: Callable[[], str],
+    on_bad: OnBad,
+    examples: ExampleReader | None,
 ) -> bytes | None:
     """The text of one JSON row, or None after `on_bad` was told why there is none."""
     fix = "Correct the line, or leave such lines out by --on-bad skip"
@@ -151,14 +163,19 @@ def _row_text(
         return None
     try:
         row = json.loads(line.decode())
+        if examples:
+            return examples.read(row)
         text = row[column]
         if isinstance(text, str):
             return text.encode()
         on_bad(DataError(f"{place()}: {column!r} is {type(text).__name__}, not text", fix))
+    except DataError as error:
+        on_bad(DataError(f"{place()}: {error.message}", error.next_step))
     except UnicodeDecodeError as error:
         on_bad(_not_utf8(source, offset + error.start))
     except UnicodeEncodeError:
-        on_bad(DataError(f"{place()}: {column!r} holds half of a surrogate pair, which is no text", fix))
+        what = "the example" if examples else repr(column)
+        on_bad(DataError(f"{place()}: {what} holds half of a surrogate pair, which is no text", fix))
     except (ValueError, RecursionError) as error:
         on_bad(DataError(f"{place()}: not JSON: {error}", fix))
     except KeyError:

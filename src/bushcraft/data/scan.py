@@ -14,6 +14,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from bushcraft.data.examples import ExampleReader, plain
 from bushcraft.data.journal import Journal
 from bushcraft.data.readers import Document, documents
 from bushcraft.data.sources import OnBad
@@ -29,10 +30,10 @@ RECORDS_A_UNIT = 1_000_000
 _HEADER = struct.Struct("<QQI")
 
 
-def read_task(task: Task, column: str, on_bad: OnBad) -> Iterator[Document]:
+def read_task(task: Task, column: str, on_bad: OnBad, examples: ExampleReader | None = None) -> Iterator[Document]:
     """The documents of a task in order, empty ones included: every pass counts them alike."""
     for part in task.slices:
-        yield from documents(part, column, on_bad)
+        yield from documents(part, column, on_bad, examples)
 
 
 def record_of(text: bytes) -> tuple[int, int, int]:
@@ -41,7 +42,9 @@ def record_of(text: bytes) -> tuple[int, int, int]:
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little"), len(text)
 
 
-def scan_task(journal: Journal, task: Task, column: str, skip_bad: bool, retained: int) -> None:
+def scan_task(
+    journal: Journal, task: Task, column: str, skip_bad: bool, retained: int, examples: ExampleReader | None = None
+) -> None:
     """Scan a task and note it down; documents below the rank `retained` are kept whole on disk.
 
     Errors: `DataError` at the first bad input, unless those are skipped; `StoreError`.
@@ -60,7 +63,7 @@ def scan_task(journal: Journal, task: Task, column: str, skip_bad: bool, retaine
     with ExitStack() as files:
         records = files.enter_context(journal.new_file(f"scan/{task.index:05d}.records"))
         kept = files.enter_context(journal.new_file(f"scan/{task.index:05d}.documents"))
-        for index, document in enumerate(read_task(task, column, on_bad)):
+        for index, document in enumerate(read_task(task, column, on_bad, examples)):
             record = record_of(document.text)
             records.write(np.array(record, RECORD).tobytes())
             n_documents += 1
@@ -112,7 +115,7 @@ class Scan:
         for task in range(len(self.counts)):
             for document, role in self._retained(task):
                 if role == Role.TRAIN and record_of(document.text)[0] < bounds.sample:
-                    yield next(pieces(document.text, SAMPLE_HEAD)).decode()
+                    yield plain(next(pieces(document.text, SAMPLE_HEAD))).decode()
 
     def _retained(self, task: int) -> Iterator[tuple[Document, int]]:
         roles = self.roles(task)

@@ -62,12 +62,17 @@ class TextTokenizer:
 
     def encode(self, text: bytes) -> NDArray[np.uint32]:
         """Token ids of `text`, without a separator. The name of a special token in it is ordinary text."""
-        engine = _engine(self.json)
-        parts = [
-            np.array(engine.encode_batch_fast([piece.decode()], add_special_tokens=False)[0].ids, np.uint32)
-            for piece in pieces(text, PIECE_BYTES)
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
+        return _encode(_engine(self.json), text)
+
+    def encode_special(self, text: bytes) -> NDArray[np.uint32]:
+        """Token ids of `text`, in which the names of special tokens are these tokens: only for text that is trusted."""
+        return _encode(_engine(self.json, names_are_text=False), text)
+
+    @property
+    def special_names(self) -> frozenset[str]:
+        """The names of the special tokens."""
+        added = _engine(self.json).get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
 
     def decode(self, tokens: Sequence[int] | NDArray[Any]) -> str:
         """The text of token ids; special tokens by their names."""
@@ -119,10 +124,18 @@ def token_itemsize(vocab_size: int) -> int:
 
 
 @lru_cache(maxsize=4)
-def _engine(data: bytes) -> Tokenizer:
+def _engine(data: bytes, names_are_text: bool = True) -> Tokenizer:
     engine = Tokenizer.from_str(data.decode())
-    engine.encode_special_tokens = True  # not kept in the file
+    engine.encode_special_tokens = names_are_text  # not kept in the file
     return engine
+
+
+def _encode(engine: Tokenizer, text: bytes) -> NDArray[np.uint32]:
+    parts = [
+        np.array(engine.encode_batch_fast([piece.decode()], add_special_tokens=False)[0].ids, np.uint32)
+        for piece in pieces(text, PIECE_BYTES)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
 
 
 def _check(tokenizer: TextTokenizer, where: str) -> None:

@@ -7,6 +7,7 @@ checked again. Rows are gathered by one numpy call for as many rows as lie insid
 
 import mmap
 from collections import OrderedDict
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,26 @@ class TokenStream:
         """The pack that holds the token at that place of the stream, and its place in the pack."""
         pack = int(np.searchsorted(self._pack_begin, token, side="right")) - 1
         return self._reader(pack), token - int(self._pack_begin[pack])
+
+    def documents(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the documents `index` (N,) begin in the stream, and how many tokens they have, (N,) each.
+
+        Errors: `CorruptObjectError`, `StoreError`.
+        """
+        pack = np.searchsorted(self._first_document, index, side="right") - 1
+        begin, end = np.empty_like(index), np.empty_like(index)
+        for p in np.unique(pack).tolist():
+            mine = np.flatnonzero(pack == p)
+            inside, starts = index[mine] - self._first_document[p], self._reader(p).starts
+            following = np.minimum(inside + 1, len(starts) - 1)
+            begin[mine] = self._pack_begin[p] + starts[inside]
+            end[mine] = np.where(following == inside, self._pack_begin[p + 1], self._pack_begin[p] + starts[following])
+        return begin, end - begin
+
+    @cached_property
+    def _first_document(self) -> NDArray[np.int64]:
+        """The number of each pack's first document, and that of all documents."""
+        return np.concatenate([[0], np.cumsum(self.packs.n_documents)])
 
     def _gather(self, begins: NDArray[np.int64], width: int) -> NDArray[Any]:
         self._clock += 1
