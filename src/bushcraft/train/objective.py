@@ -1,6 +1,7 @@
 """The objective of a run: what its recipe says, with the tokens of its data."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
@@ -17,6 +18,7 @@ from bushcraft.objectives.objective import (
     SpanCorruption,
     batch_of,
 )
+from bushcraft.objectives.sft import Instructions
 from bushcraft.objectives.special import MODES, SpecialTokens, special_tokens
 from bushcraft.objectives.ul2 import UL2 as UL2_TABLE
 from bushcraft.objectives.ul2 import UL2R as UL2R_TABLE
@@ -28,16 +30,27 @@ Weights = tuple[tuple[int, Mapping[str, float]], ...]
 """From which position on the parts of a mixture have which weights."""
 
 
-def objective_tokens(depot: Depot, dataset: DatasetManifest, config: ObjectiveConfig) -> SpecialTokens:
+@dataclass(frozen=True)
+class DatasetTokens(SpecialTokens):
+    """The special tokens of an objective, and what stands around answers in the data."""
+
+    answer_marks: tuple[int, int] | None = None
+    """Before and behind an answer; no model sees them. None where the data are text."""
+
+
+def objective_tokens(depot: Depot, dataset: DatasetManifest, config: ObjectiveConfig) -> DatasetTokens:
     """The tokens that are no text, of the data set's tokenizer and for that objective."""
     tokenizer = Tokenizer.from_buffer(depot.read(dataset.tokenizer))
-    return special_tokens(
+    examples = dataset.examples
+    marks = (examples.target_begin, examples.target_end) if examples else None
+    found = special_tokens(
         tokenizer.get_vocab(with_added_tokens=True),
         dataset.vocab_size,
         dataset.separator_id,
         config.n_sentinels if config.hides_spans else 0,
         MODES[config.mode_names] if config.has_modes else (),
     )
+    return DatasetTokens(**vars(found), answer_marks=marks)
 
 
 def check_vocabulary(recipe: Recipe, special: SpecialTokens) -> None:
@@ -50,7 +63,7 @@ def check_vocabulary(recipe: Recipe, special: SpecialTokens) -> None:
         )
 
 
-def build_objective(recipe: Recipe, special: SpecialTokens, weights: Weights) -> Objective:
+def build_objective(recipe: Recipe, special: DatasetTokens, weights: Weights) -> Objective:
     """The recipe's objective; `weights` of its parts, if it is a mixture."""
     config = recipe.objective
     if config.kind != "mixture":
@@ -65,7 +78,7 @@ def microbatches(recipe: Recipe, objective: Objective, separator: int, rows: Row
     return [batch_of(objective, part, begin + first, recipe.model.kind, separator) for first, part in parts]
 
 
-def _single(part: SingleObjective, recipe: Recipe, special: SpecialTokens) -> Objective:
+def _single(part: SingleObjective, recipe: Recipe, special: DatasetTokens) -> Objective:
     seed, both_ways = recipe.run.seed, recipe.objective.prompts_both_ways
     match part.kind:
         case "causal":
@@ -78,4 +91,8 @@ def _single(part: SingleObjective, recipe: Recipe, special: SpecialTokens) -> Ob
             return UL2(special, seed, UL2_TABLE, both_ways)
         case "ul2r":
             return UL2(special, seed, UL2R_TABLE, both_ways)
+        case "sft":
+            assert special.answer_marks is not None, "a run on text was let in"
+            every_answer = recipe.model.kind == "encoder_decoder"
+            return Instructions(special.separator, *special.answer_marks, every_answer, both_ways)
     raise AssertionError(part.kind)

@@ -15,7 +15,7 @@ from bushcraft.checkpoint.code import save_code
 from bushcraft.checkpoint.manifest import CheckpointManifest, read_manifest
 from bushcraft.checkpoint.newest import checkpoints, newest
 from bushcraft.checkpoint.weights import check_names, find_checkpoint, load_weights
-from bushcraft.data.loader import Loader, SourceData, open_source, order_source
+from bushcraft.data.loader import Loader, SourceData, check_length, open_source, order_source
 from bushcraft.data.manifest import DatasetManifest
 from bushcraft.data.manifest import read_manifest as read_dataset
 from bushcraft.data.order import Order
@@ -86,7 +86,8 @@ def open_datasets(store: Store, recipe: Recipe, roots: dict[str, str] | None = N
     """The data set of each source, by `roots` where the run knows them; checked against each other and the model.
 
     In the order of `roots`, else of the recipe: the order of the first start is the order of the run for ever.
-    Errors: `DataError` (missing, nothing in it, other tokenizers or separators), `RecipeError` (vocabulary too small).
+    Errors: `DataError` (missing, nothing in it, other tokenizers or separators, examples beside text or too long),
+    `RecipeError` (vocabulary too small, an objective for the other kind of data).
     """
     found = {
         name: read_dataset(store.depot, roots[name] if roots else recipe.data.sources[name].dataset)
@@ -105,6 +106,13 @@ def open_datasets(store: Store, recipe: Recipe, roots: dict[str, str] | None = N
                 f"tokens {first.separator_id} and {manifest.separator_id}",
                 f"Build {manifest.name!r} with the --separator of {first.name!r}",
             )
+        if manifest.kind != first.kind:
+            raise DataError(
+                f"data set {first.name!r} holds {first.kind}, {manifest.name!r} {manifest.kind}: a run reads one kind",
+                "Train on one after the other: run.start_from",
+            )
+        _check_kind(recipe, manifest)
+        check_length(manifest, recipe.run.sequence_length)
         if manifest.splits["train"].n_tokens < 2:
             raise DataError(f"data set {manifest.name!r} has nothing to train on", "Build it from more text")
         if manifest.vocab_size > recipe.model.vocab_size:
@@ -114,6 +122,22 @@ def open_datasets(store: Store, recipe: Recipe, roots: dict[str, str] | None = N
                 f"Use at least {manifest.vocab_size}",
             )
     return found
+
+
+def _check_kind(recipe: Recipe, manifest: DatasetManifest) -> None:
+    """Errors: `RecipeError` where the objective cannot read the data."""
+    kinds = recipe.objective.kinds
+    if manifest.kind == "examples" and kinds != {"sft"}:
+        others = " and ".join(f'"{kind}"' for kind in sorted(kinds - {"sft"}))
+        raise RecipeError(
+            f"data set {manifest.name!r} holds examples of prompts and answers, which objective {others} cannot read",
+            'Use objective.kind = "sft"',
+        )
+    if manifest.kind == "text" and "sft" in kinds:
+        raise RecipeError(
+            f'objective "sft" needs prompts and answers, and data set {manifest.name!r} holds text',
+            "Build one by `bushcraft data build NAME FILE.jsonl --instructions`",
+        )
 
 
 def _check_compiler(recipe: Recipe) -> None:
