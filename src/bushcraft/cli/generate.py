@@ -2,12 +2,14 @@
 
 import json as json_format
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
+from tokenizers import Tokenizer
 
 from bushcraft.cli.options import JsonOption, StoreOption, open_store, print_json
 from bushcraft.errors import DataError
@@ -15,6 +17,8 @@ from bushcraft.errors import DataError
 if TYPE_CHECKING:  # torch takes seconds to import: bad options are told before
     from collections.abc import Iterator
 
+    from bushcraft.data.chat_template import ChatTemplate
+    from bushcraft.store.workspace import Store
     from bushcraft.train.prompt import Prompt
 
 TOKENS = 128
@@ -45,6 +49,9 @@ def generate(
         int,
         typer.Option(min=0, help="The same seed gives the same text. The second prompt has the next seed, and so on."),
     ] = 0,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Prompts are messages, put to the model by the chat template of its data.")
+    ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -63,7 +70,12 @@ def generate(
     from bushcraft.train.load_model import load_model
 
     model, checkpoint = load_model(where, run)
-    prompts = [model.prompts.read(text, n_tokens=tokens or 1) for text in texts]
+    if chat:
+        template = _chat_template(where, run)
+        prompts = [model.prompts.read_chat(text, template, n_tokens=tokens or 1) for text in texts]
+        model = replace(model, stops=model.stops | model.prompts.answer_ends(template))
+    else:
+        prompts = [model.prompts.read(text, n_tokens=tokens or 1) for text in texts]
     pieces = model.continuations(prompts, tokens or TOKENS, temperature, top_p, seed)
     if len(prompts) == 1 and not json:
         return _stream(prompts[0], pieces)
@@ -74,6 +86,24 @@ def generate(
     for number, (each, text) in enumerate(zip(prompts, found, strict=True), 1):
         print(f"── {number} of {len(prompts)} ──\n{each.shown}{text}")
     return None
+
+
+def _chat_template(store: "Store", run: str) -> "ChatTemplate":
+    """The template of the data that the model was trained on, or that it was imported with. Errors: `DataError`."""
+    from bushcraft.data.chat_template import ChatTemplate, from_json
+    from bushcraft.train.load_model import find_model
+
+    saved = find_model(store, run)
+    examples, imported = saved.dataset.examples, saved.manifest.tokenizer
+    if examples and examples.chat_template:
+        return from_json(store.depot.read(examples.chat_template))
+    if imported and imported.chat_template:
+        engine = Tokenizer.from_buffer(store.depot.read(imported.object))
+        begin = None if imported.begin is None else engine.id_to_token(imported.begin)
+        return ChatTemplate(
+            imported.chat_template, "of the imported model", begin, engine.id_to_token(imported.ends[0])
+        )
+    raise DataError(f"the data of {run!r} have no chat template", "Leave out --chat, and give the prompt as it is")
 
 
 def _lines(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ on the day on which it is built.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -100,9 +100,10 @@ class ChatTemplate:
         return turns
 
     def closing(self) -> str:
-        """What it writes behind an answer. Errors: `DataError`."""
-        (turn,) = self.turns([{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}])
-        return turn.answer.rpartition("Hello.")[2].strip()
+        """What it writes behind an answer, if anything. Errors: `DataError`."""
+        text = self.render([{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}])
+        _, found, after = text.rpartition("Hello.")
+        return after.strip() if found else ""
 
     def to_json(self) -> bytes:
         """As in tokenizer_config.json, for the store."""
@@ -130,6 +131,15 @@ def load_chat_template(path: Path) -> ChatTemplate:
         raise DataError(f"there is no chat template in {path}", "Name a Jinja2 file, or a tokenizer_config.json")
     template.check()
     return template
+
+
+def check_content(content: str, special: Iterable[str], what: str) -> None:
+    """Errors: `DataError`, which calls the message `what`, if it holds a name that only a template may write."""
+    if forged := next((name for name in special if name in content), None):
+        raise DataError(
+            f"{what} holds {forged!r}, the name of a special token, which only a template may write",
+            "Leave it out, or take the name out of it",
+        )
 
 
 def from_json(data: bytes) -> ChatTemplate:

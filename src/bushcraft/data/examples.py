@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bushcraft.data.chat_template import ROLES, ChatTemplate, Message, Turn
+from bushcraft.data.chat_template import ROLES, ChatTemplate, Message, Turn, check_content
 from bushcraft.data.manifest import ExampleFormat
 from bushcraft.data.tokenizer import TextTokenizer
 from bushcraft.errors import DataError
@@ -92,11 +92,7 @@ class ExampleReader:
                 raise DataError(f"the content of message {number} is {type(content).__name__}, not text", "Write text")
             if role == "assistant" and not content.strip():
                 raise DataError(f"message {number}, the assistant's, is empty", "Leave the example out")
-            if forged := next((name for name in self.special if name in content), None):
-                raise DataError(
-                    f"message {number} holds {forged!r}, the name of a special token, which only a template may write",
-                    "Leave the example out, or take the name out of it",
-                )
+            check_content(content, self.special, f"message {number}")
         if messages[-1]["role"] != "assistant":
             raise DataError("the last message is not the assistant's", "Leave out what has no answer")
         return messages

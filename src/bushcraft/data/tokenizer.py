@@ -71,8 +71,7 @@ class TextTokenizer:
     @property
     def special_names(self) -> frozenset[str]:
         """The names of the special tokens."""
-        added = _engine(self.json).get_added_tokens_decoder().values()
-        return frozenset(token.content for token in added if token.special)
+        return special_names(_engine(self.json))
 
     def decode(self, tokens: Sequence[int] | NDArray[Any]) -> str:
         """The text of token ids; special tokens by their names."""
@@ -109,6 +108,11 @@ def load_tokenizer(data: bytes, separator: str | None = None, where: str = "the 
     token_itemsize(tokenizer.vocab_size)
     _check(tokenizer, where)
     return tokenizer
+
+
+def special_names(engine: Tokenizer) -> frozenset[str]:
+    """The names of a tokenizer's special tokens."""
+    return frozenset(token.content for token in engine.get_added_tokens_decoder().values() if token.special)
 
 
 def canonical(document: str) -> bytes:

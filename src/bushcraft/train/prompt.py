@@ -7,9 +7,12 @@ if it knows modes, the text with sentinels where something is to be filled in, a
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from tokenizers import Tokenizer
 
+from bushcraft.data.chat_template import ChatTemplate, check_content
+from bushcraft.data.tokenizer import special_names
 from bushcraft.errors import DataError
 from bushcraft.objectives.special import SpecialTokens
 from bushcraft.objectives.ul2 import R, S
@@ -95,6 +98,24 @@ class PromptReader:
         self._check_length(prompt, n_tokens)
         return prompt
 
+    def read_chat(self, text: str, template: ChatTemplate, n_tokens: int = 1) -> Prompt:
+        """The prompt of a user's message, up to where the answer begins; `n_tokens` as of `read`.
+
+        Errors: `DataError` if the template fails, if the message holds the name of a special token, or if the prompt
+        does not fit the context.
+        """
+        check_content(text, special_names(self.tokenizer), f"prompt {Prompt(text, [], False)}")
+        ids = self._encode_names(template.render([{"role": "user", "content": text}], add_generation_prompt=True))
+        begin = [] if ids[:1] == self._begin() else self._begin()
+        prompt = Prompt(text, [*begin, *ids], self.form.is_prefix, is_continued=False)
+        self._check_length(prompt, n_tokens)
+        return prompt
+
+    def answer_ends(self, template: ChatTemplate) -> frozenset[int]:
+        """The special token by which a template closes an answer, if it does. Errors: `DataError`."""
+        first = self._encode_names(template.closing())[:1]
+        return frozenset(t for t in first if self.tokenizer.id_to_token(t) in special_names(self.tokenizer))
+
     def room(self, prompt: Prompt) -> int | None:
         """Tokens that may follow; None for any number."""
         return None if self.has_encoder else self.context - len(prompt.ids)
@@ -105,6 +126,15 @@ class PromptReader:
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def _encode_names(self, text: str) -> list[int]:
+        """As `_encode`, but names of special tokens are these tokens."""
+        ids: list[int] = self._engine_of_names.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _engine_of_names(self) -> Tokenizer:
+        return Tokenizer.from_str(self.tokenizer.to_str())  # which does not keep `encode_special_tokens`
 
     def _parts(self, text: str) -> Iterator[str | int]:
         """Stretches of text, and the ids of what is no text: sentinels, and a mode token at the beginning."""
