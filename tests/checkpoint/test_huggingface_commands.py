@@ -1,5 +1,6 @@
 """bushcraft checkpoint export and import: what goes out and comes in again speaks as before."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from tokenizers import Tokenizer
 from bushcraft.checkpoint.huggingface_export import export_folder
 from bushcraft.checkpoint.huggingface_import import import_folder
 from bushcraft.checkpoint.manifest import read_manifest
+from bushcraft.checkpoint.manifest import write_manifest as write_checkpoint
 from bushcraft.cli import main
+from bushcraft.data.manifest import ExampleFormat, write_manifest
 from bushcraft.store.depot import Depot
 from bushcraft.store.workspace import Store
 from bushcraft.train.load_model import find_model, load_model, text_side
@@ -54,6 +57,16 @@ def test_an_encoder_decoder_comes_with_sentinels_and_padding(store: Store, tmp_p
     assert config["pad_token_id"] == engine.token_to_id("<pad>") == first + 10
     import_folder(store.depot, tmp_path / "out", "again")
     assert "".join(load_model(store, "again")[0].continuation("a t", 9, 0, 1, 0)) != ""
+
+
+def test_the_chat_template_of_the_data_goes_along(store: Store, tmp_path: Path) -> None:
+    manifest = run_of(store, DECODER)
+    template = store.depot.put_bytes(b'{"chat_template": "{{ messages }}", "bos_token": null, "eos_token": null}')
+    dataset = find_model(store, "trained").dataset
+    examples = dataclasses.replace(dataset, examples=ExampleFormat(270, 271, 9, "a", template))
+    trained = dataclasses.replace(manifest, datasets={"d": write_manifest(store.depot, examples)})
+    write_checkpoint(store.depot, trained)
+    assert text_side(store, find_model(store, "trained")).chat_template == "{{ messages }}"
 
 
 def test_tokens_of_a_text_that_begin_and_end_it_are_kept_apart(depot: Depot, tmp_path: Path) -> None:

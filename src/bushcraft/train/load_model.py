@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from bushcraft.checkpoint.huggingface_tokenizer import TextSide, without_begin
 from bushcraft.checkpoint.manifest import CheckpointManifest
 from bushcraft.checkpoint.weights import find_checkpoint, load_weights
+from bushcraft.data.chat_template import from_json
 from bushcraft.data.manifest import DatasetManifest
 from bushcraft.data.manifest import read_manifest as read_dataset
 from bushcraft.data.tokenizer import token_itemsize
@@ -63,7 +64,9 @@ def text_side(store: Store, saved: SavedModel) -> TextSide:
     separator, own = saved.dataset.separator_id, Tokenizer.from_buffer(tokenizer).get_vocab(with_added_tokens=True)
     special = objective_tokens(store.depot, saved.dataset, saved.recipe.objective).names()
     names = sorted((token, name) for token, name in special.items() if name not in own)
-    return TextSide(tokenizer, separator, (separator,), puts_begin=True, names=tuple(names))
+    examples = saved.dataset.examples
+    template = examples and examples.chat_template and from_json(store.depot.read(examples.chat_template)).source
+    return TextSide(tokenizer, separator, (separator,), template, puts_begin=True, names=tuple(names))
 
 
 def _without_documents(depot: Depot, manifest: CheckpointManifest) -> DatasetManifest:
