@@ -59,7 +59,7 @@ def test_an_encoder_decoder_comes_with_sentinels_and_padding(store: Store, tmp_p
     assert "".join(load_model(store, "again")[0].continuation("a t", 9, 0, 1, 0)) != ""
 
 
-def test_the_chat_template_of_the_data_goes_along(store: Store, tmp_path: Path) -> None:
+def test_the_chat_template_of_the_data_goes_along(store: Store) -> None:
     manifest = run_of(store, DECODER)
     template = store.depot.put_bytes(b'{"chat_template": "{{ messages }}", "bos_token": null, "eos_token": null}')
     dataset = find_model(store, "trained").dataset

@@ -65,7 +65,8 @@ def text_side(store: Store, saved: SavedModel) -> TextSide:
     special = objective_tokens(store.depot, saved.dataset, saved.recipe.objective).names()
     names = sorted((token, name) for token, name in special.items() if name not in own)
     examples = saved.dataset.examples
-    template = examples and examples.chat_template and from_json(store.depot.read(examples.chat_template)).source
+    stored = examples.chat_template if examples else None
+    template = from_json(store.depot.read(stored)).source if stored else None
     return TextSide(tokenizer, separator, (separator,), template, puts_begin=True, names=tuple(names))
 
 
