@@ -99,10 +99,9 @@ def _chat_template(store: "Store", run: str) -> "ChatTemplate":
         return from_json(store.depot.read(examples.chat_template))
     if imported and imported.chat_template:
         engine = Tokenizer.from_buffer(store.depot.read(imported.object))
-        begin = None if imported.begin is None else engine.id_to_token(imported.begin)
-        return ChatTemplate(
-            imported.chat_template, "of the imported model", begin, engine.id_to_token(imported.ends[0])
-        )
+        begin, end = imported.begin, next(iter(imported.ends), None)
+        names = [None if token is None else engine.id_to_token(token) for token in (begin, end)]
+        return ChatTemplate(imported.chat_template, "of the imported model", *names)
     raise DataError(f"the data of {run!r} have no chat template", "Leave out --chat, and give the prompt as it is")
 
 
