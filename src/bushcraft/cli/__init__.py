@@ -9,7 +9,7 @@ import sys
 import typer
 
 from bushcraft import __version__
-from bushcraft.cli import checkpoint, data, generate, run, train
+from bushcraft.cli import checkpoint, data, evaluate, generate, run, train
 from bushcraft.errors import BushcraftError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
+app.command("evaluate")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(run.app, name="run")
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from bushcraft.objectives.batch import Batch
-from bushcraft.train.evaluate import heldout_documents, score
+from bushcraft.train.evaluate import heldout_documents
+from bushcraft.train.heldout import score_text
 from bushcraft.train.objective_loss import objective_loss
 from bushcraft.train.progress import Progress
+from bushcraft.train.sample import TextModel
 from bushcraft.train.session import Session
 from bushcraft.train.step import losses
 from bushcraft.train.stop import StopRequest
-
-EVALUATION_TOKENS = 8192
-"""Of one batch."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +42,17 @@ def judge(session: Session, progress: Progress, max_bytes: int | None, stop: Sto
         stop.check()
         return losses(session.model, batch, session.record.precision)[0]
 
-    bits, n_bytes, n_documents, loss = None, 0, 0, None
+    def busy(n_bytes: int) -> None:
+        progress.busy(f"evaluating on held-out text: {100 * n_bytes / total:.0f} %")
+
+    loss = None
     with session.ledger.clock.phase("evaluate"), torch.no_grad():
-        if recipe.model.kind == "decoder":
-            found = score(
-                nats,
-                heldout_documents(depot, manifest, max_bytes),
-                session.separator,
-                recipe.run.sequence_length,
-                max(1, EVALUATION_TOKENS // recipe.run.sequence_length),
-                lambda n: progress.busy(f"evaluating on held-out text: {100 * n / total:.0f} %"),
-            )
-            bits, n_bytes, n_documents = found.bits_per_byte, found.n_bytes, found.n_documents
+        documents = heldout_documents(depot, manifest, max_bytes) if manifest.kind == "text" else iter(())
+        found = score_text(
+            TextModel.of(session.model, depot, manifest, recipe), session.record.precision, documents, stop.check, busy
+        )
         if recipe.objective.kind != "causal":
             loss = objective_loss(nats, depot, manifest, recipe, recipe.evaluate.heldout_bytes)
-    judgement = Judgement(bits, n_bytes, n_documents, loss)
+    judgement = Judgement(found.bits_per_byte, found.n_bytes, found.n_documents, loss)
     session.ledger.append("evaluation", session.position, durable=True, **vars(judgement))
     return judgement

@@ -17,6 +17,7 @@ from bushcraft.errors import DataError
 from bushcraft.objectives.special import SpecialTokens
 from bushcraft.objectives.ul2 import R, S
 from bushcraft.train.objective_config import DENOISING, ObjectiveConfig
+from bushcraft.train.scoring import Pair
 
 SENTINEL = re.compile(r"(<extra_id_\d+>)")
 SHOWN = 40
@@ -90,10 +91,10 @@ class PromptReader:
         """
         parts = list(self._parts(text))
         if self.form.continues and all(isinstance(part, str) for part in parts):
-            prompt = Prompt(text, [*self._begin(), *self._encode(text)], self.form.is_prefix)
+            prompt = Prompt(text, [*self._begin(), *self.ids_of(text)], self.form.is_prefix)
         else:
             parts = self._with_gap(parts)
-            ids = [token for part in parts for token in (self._encode(part) if isinstance(part, str) else [part])]
+            ids = [token for part in parts for token in (self.ids_of(part) if isinstance(part, str) else [part])]
             prompt = Prompt(text, [*ids, self.special.separator], self.form.gaps_are_prefixes, is_continued=False)
         self._check_length(prompt, n_tokens)
         return prompt
@@ -111,6 +112,31 @@ class PromptReader:
         self._check_length(prompt, n_tokens)
         return prompt
 
+    def pair(self, context: list[int], predicted: list[int]) -> Pair:
+        """The ids of a text, which may begin with the separator, and those that go on with it, as a pair to score."""
+        if self.form.continues:
+            return Pair(context or self._begin(), predicted, both_ways=self.form.is_prefix)
+        sentinel = int(self.special.sentinels[0])
+        text = context[1:] if context[:1] == [self.special.separator] else context
+        read = [*self.special.modes[S : S + 1], *text, sentinel, self.special.separator]
+        return Pair(read, predicted, lead=(sentinel,), both_ways=self.form.gaps_are_prefixes)
+
+    def text_pair(self, context: str, predicted: str) -> Pair:
+        """A context and what goes on with it, as a pair to score; both are encoded together, then parted.
+
+        So a token that joins the end of the one with the beginning of the other belongs to what is predicted.
+        """
+        whole, alone = self.ids_of(context + predicted), self.ids_of(context)
+        n_context = min(len(alone), len(whole) - 1)
+        while whole[:n_context] != alone[:n_context]:
+            n_context -= 1
+        return self.pair([*self._begin(), *whole[:n_context]], whole[n_context:])
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether training showed texts whose end was to be predicted; a model that only fills gaps was not."""
+        return self.form.continues or bool(self.special.modes)
+
     def answer_ends(self, template: ChatTemplate) -> frozenset[int]:
         """The special token by which a template closes an answer, if it does. Errors: `DataError`."""
         first = self._encode_names(template.closing())[:1]
@@ -123,7 +149,8 @@ class PromptReader:
     def _begin(self) -> list[int]:
         return [] if self.begin is None else [self.begin]
 
-    def _encode(self, text: str) -> list[int]:
+    def ids_of(self, text: str) -> list[int]:
+        """The tokens of a text, in which the name of a special token is text."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
