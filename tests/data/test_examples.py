@@ -18,6 +18,7 @@ from bushcraft.data.manifest import DatasetManifest, PackTable, read_manifest
 from bushcraft.data.order import Order
 from bushcraft.data.sources import find_sources
 from bushcraft.data.tasks import plan_tasks
+from bushcraft.data.tokenizer import load_tokenizer
 from bushcraft.errors import CorruptObjectError, DataError, StoreError
 from bushcraft.objectives.sft import document
 from bushcraft.store.depot import Depot
@@ -236,6 +237,35 @@ def test_readers_of_version_1_refuse_examples_and_read_text(store: Store, tmp_pa
     assert manifest.kind == "text"
 
 
+def test_a_tokenizer_is_trained_on_the_text_without_its_marks(store: Store, tmp_path: Path) -> None:
+    settings = BuildSettings(vocab_size=300, instructions=ExampleSettings(TEMPLATE))
+    _, manifest = build(store, tmp_path, ROWS, settings)
+    assert manifest.examples is not None
+    assert manifest.examples.target_begin == manifest.vocab_size <= 300
+    tokenizer = load_tokenizer(store.depot.read(manifest.tokenizer))
+    tokens, _ = next(iter(stored(store.depot, manifest).values()))
+    text = tokenizer.decode([token for token in tokens[1:] if token < manifest.vocab_size])
+    assert text.startswith("<|im_start|>user\nquestion")
+
+
+def test_held_out_examples_that_share_their_instructions_are_kept(store: Store, tmp_path: Path) -> None:
+    system = " ".join(f"rule{i}" for i in range(60))
+    result, _ = build(store, tmp_path, [chat(f"q{i}", f"a{i}", system=system) for i in range(50)])
+    assert (result.heldout["n_documents"], result.near_duplicates) == (4, 0)
+
+
+@pytest.mark.parametrize(("largest", "itemsize"), [(65_533, 2), (65_534, 4)])
+def test_marks_fit_the_tokens_of_a_pack(store: Store, tmp_path: Path, largest: int, itemsize: int) -> None:
+    about = json.loads(TOKENIZER.json)
+    about["added_tokens"].append(about["added_tokens"][0] | {"content": "<far>", "id": largest})
+    about["model"]["vocab"]["<far>"] = largest
+    settings = BuildSettings(tokenizer=json.dumps(about).encode(), instructions=ExampleSettings(TEMPLATE))
+    _, manifest = build(store, tmp_path, ROWS[:9], settings)
+    assert manifest.itemsize == itemsize
+    for tokens, _ in stored(store.depot, manifest).values():
+        assert (largest + 1 in tokens, largest + 2 in tokens) == (True, True)
+
+
 def test_longer_examples_are_left_out_and_counted(store: Store, tmp_path: Path) -> None:
     _, everything = build(store, tmp_path, ROWS)
     assert everything.examples is not None
@@ -293,6 +323,16 @@ def test_pieces_of_examples_are_the_example_and_its_padding(depot: Depot, many_p
         mine = rows.pieces.row == row
         bounds = list(zip(rows.pieces.start[mine].tolist(), rows.pieces.length[mine].tolist(), strict=True))
         assert bounds == ([(0, real), (real, width - real)] if real < width else [(0, width)])
+
+
+def test_separators_that_a_template_writes_do_not_cut_an_example(depot: Depot, store: Store, tmp_path: Path) -> None:
+    template = ChatTemplate(CHATML.replace("<|im_end|>", "<|endoftext|>"))
+    settings = BuildSettings(tokenizer=TOKENIZER.json, instructions=ExampleSettings(template))
+    _, manifest = build(store, tmp_path, ROWS, settings)
+    assert manifest.examples is not None
+    rows = loader_of(depot, {"d": manifest}, manifest.examples.longest).rows(0, 20)
+    assert ((rows.tokens == SEPARATOR).sum(axis=1) >= 3).all()
+    assert len(rows.pieces.row) == 20 + (rows.real < manifest.examples.longest).sum()
 
 
 def test_text_and_examples_can_be_rows_of_one_batch(depot: Depot, many_packs: DatasetManifest) -> None:
