@@ -40,9 +40,11 @@ def evaluate_run(
     load_weights(store.depot, saved.name, saved.manifest, model)
     text = TextModel.of(model, store.depot, saved.dataset, saved.recipe, saved.manifest.tokenizer)
     names = list(datasets or [])
-    if not names and saved.dataset.splits and saved.dataset.kind == "text" and text.prompts.goes_on:
+    asks_more = with_probes or bool(task_files)
+    has_text = bool(saved.dataset.splits) and saved.dataset.kind == "text"
+    if not names and has_text and (text.prompts.goes_on or not asks_more):
         names = [next(iter(saved.manifest.datasets.values()))]
-    if not (names or with_probes or task_files):
+    if not (names or asks_more):
         raise DataError(
             f"run {run!r} has no held-out text to score", "Name a data set by --data, or ask --probes or --lm-eval"
         )
