@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bushcraft.store.workspace import Store
+from tests.data.chatml import CHATML, ROWS, TOKENIZER
 
 
 def bushcraft(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -44,6 +46,10 @@ def test_a_build_prints_its_numbers_and_the_next_command(tmp_path: Path, corpus:
         (["mine", "{corpus}", "--tokenizer", "{tmp}/none.json"], "none.json: No such file"),
         (["mine", "{corpus}", "--tokenizer", "{corpus}/1.txt"], "is not a tokenizer.json"),
         (["my name", "{corpus}"], "cannot be a name"),
+        (["mine", "{corpus}", "--longest", "9"], "--longest is about prompts and answers"),
+        (["mine", "{corpus}", "--chat-template", "{corpus}"], "--chat-template is about prompts and answers"),
+        (["mine", "{corpus}", "--instructions"], "--instructions reads JSON lines"),
+        (["mine", "{corpus}", "--instructions", "--chat-template", "{tmp}/none"], "none: No such file"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -55,3 +61,22 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_instructions_are_built_from_a_model_folder_and_looked_at(tmp_path: Path) -> None:
+    folder, rows = tmp_path / "model", tmp_path / "rows.jsonl"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(TOKENIZER.json)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": CHATML, "eos_token": "<|im_end|>"}))
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    where = ("--store", tmp_path / "s")
+    options = ("--instructions", "--chat-template", folder, "--tokenizer", folder, "--longest", 90, *where)
+    done = bushcraft("data", "build", "mine", rows, *options)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"the longest has (\d+) tokens; \d+ longer ones were left out", done.stdout)
+    assert "--set objective.kind=sft --set run.start_from=RUN --set run.sequence_length=" in done.stdout
+    shown = bushcraft("data", "preview", "mine", *where)
+    assert "<|im_start|>assistant\nanswer" in shown.stdout
+    (about,) = json.loads(bushcraft("data", "inspect", "mine", "--json", *where).stdout)
+    assert about["examples"]["target_begin"] == TOKENIZER.vocab_size
+    assert bushcraft("data", "verify", "mine", *where).returncode == 0

@@ -9,54 +9,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bushcraft.data.build import build_dataset
-from bushcraft.data.build_result import BuildResult
 from bushcraft.data.build_settings import BuildSettings
 from bushcraft.data.chat_template import ChatTemplate, from_json
 from bushcraft.data.examples import BEGIN, END, ExampleReader, ExampleSettings, plain
-from bushcraft.data.loader import Loader, check_length, open_source, order_source
-from bushcraft.data.manifest import DatasetManifest, PackTable, read_manifest
-from bushcraft.data.order import Order
+from bushcraft.data.loader import check_length
+from bushcraft.data.manifest import read_manifest
 from bushcraft.data.sources import find_sources
 from bushcraft.data.tasks import plan_tasks
 from bushcraft.data.tokenizer import load_tokenizer
-from bushcraft.errors import CorruptObjectError, DataError, StoreError
+from bushcraft.errors import DataError, StoreError
 from bushcraft.objectives.sft import document
-from bushcraft.store.depot import Depot
-from bushcraft.store.pack import MAGIC, PackReader
 from bushcraft.store.workspace import Store
 from tests.conftest import random_documents, write_dataset
-from tests.data.chatml import CHATML, SPECIAL, chatml_tokenizer
+from tests.data.chatml import (
+    CHATML,
+    IM_END,
+    IM_START,
+    ROWS,
+    SEPARATOR,
+    SPECIAL,
+    TEMPLATE,
+    TOKENIZER,
+    build,
+    chat,
+    stored,
+)
 
-TOKENIZER = chatml_tokenizer()
-TEMPLATE = ChatTemplate(CHATML)
 CHAT = ExampleReader(ExampleSettings(TEMPLATE), TOKENIZER.special_names)
 PLAIN = ExampleReader(ExampleSettings(), TOKENIZER.special_names)
-SEPARATOR, IM_START, IM_END = range(3)
 BEGIN_ID, END_ID = TOKENIZER.vocab_size, TOKENIZER.vocab_size + 1
 texts = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip)
-
-
-def chat(*contents: str, system: str | None = None) -> dict[str, object]:
-    roles = ["user", "assistant"] * len(contents)
-    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
-    return {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
-
-
-def build(
-    store: Store, folder: Path, rows: list[object], settings: BuildSettings | None = None, workers: int = 1
-) -> tuple[BuildResult, DatasetManifest]:
-    path = folder / "rows.jsonl"
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-    settings = settings or BuildSettings(tokenizer=TOKENIZER.json, instructions=ExampleSettings(TEMPLATE))
-    result = build_dataset(store, "d", find_sources([str(path)]), settings, workers)
-    return result, read_manifest(store.depot, "d")[1]
-
-
-def stored(depot: Depot, manifest: DatasetManifest, split: str = "train") -> dict[str, tuple[list[int], int]]:
-    """Name → tokens and text bytes of each example."""
-    table = PackTable(depot, manifest.splits[split])
-    packs = (PackReader(depot, table[i]) for i in range(len(table)))
-    return {name: (tokens.tolist(), n_bytes) for pack in packs for name, tokens, n_bytes in pack.documents()}
 
 
 @given(st.lists(texts, min_size=2, max_size=6).filter(lambda contents: len(contents) % 2 == 0), st.none() | texts)
@@ -180,9 +162,6 @@ def test_only_json_lines_hold_examples(store: Store, tmp_path: Path) -> None:
         )
 
 
-ROWS: list[object] = [chat(f"question {i} " + "x y " * (i % 17), f"answer {i}") for i in range(120)]
-
-
 def test_a_build_says_what_it_holds_and_parts_examples(store: Store, tmp_path: Path) -> None:
     result, manifest = build(store, tmp_path, [*ROWS, ROWS[0]])
     assert (manifest.kind, manifest.itemsize, manifest.vocab_size) == ("examples", 2, TOKENIZER.vocab_size)
@@ -281,82 +260,3 @@ def test_longer_examples_are_left_out_and_counted(store: Store, tmp_path: Path) 
         check_length(everything, limit)
     with pytest.raises(DataError, match="no example has at most 3 tokens"):
         build(store, tmp_path, ROWS, BuildSettings(tokenizer=TOKENIZER.json, instructions=ExampleSettings(TEMPLATE, 3)))
-
-
-def loader_of(depot: Depot, manifests: dict[str, DatasetManifest], length: int) -> Loader:
-    sources = tuple(open_source(depot, name, manifest, 1 << 24) for name, manifest in manifests.items())
-    weights = (1.0,) * len(sources)
-    return Loader(sources, Order(tuple(order_source(s, length) for s in sources), 1, weights, 8), length)
-
-
-@pytest.fixture
-def many_packs(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetManifest:
-    """Instruction data in packs of 7 examples."""
-    monkeypatch.setattr("bushcraft.data.encode.MOST_DOCUMENTS", 7)
-    return build(store, tmp_path, ROWS)[1]
-
-
-def test_an_epoch_has_each_example_whole_exactly_once(depot: Depot, many_packs: DatasetManifest) -> None:
-    assert many_packs.examples is not None
-    assert many_packs.splits["train"].n_packs > 10
-    length = many_packs.examples.longest
-    loader = loader_of(depot, {"d": many_packs}, length)
-    n = loader.order.sources[0].n_sequences
-    assert n == many_packs.splits["train"].n_documents
-    rows = loader.rows(0, n)
-    found = [row[:real].tolist() for row, real in zip(rows.tokens, rows.real, strict=True)]
-    assert sorted(found) == sorted(tokens for tokens, _ in stored(depot, many_packs).values())
-    assert not any(row[real:].any() for row, real in zip(rows.tokens, rows.real, strict=True))
-    assert rows.real.max() == length + 1
-    for position in range(0, n, 10):
-        (about,) = loader.explain(position)
-        tokens, _ = stored(depot, many_packs)[about["document"]]
-        assert tokens == found[position]
-        assert about["tokens"] == [0, len(tokens)]
-
-
-def test_pieces_of_examples_are_the_example_and_its_padding(depot: Depot, many_packs: DatasetManifest) -> None:
-    assert many_packs.examples is not None
-    width = many_packs.examples.longest
-    rows = loader_of(depot, {"d": many_packs}, width).rows(0, 50)
-    for row, real in enumerate(rows.real.tolist()):
-        mine = rows.pieces.row == row
-        bounds = list(zip(rows.pieces.start[mine].tolist(), rows.pieces.length[mine].tolist(), strict=True))
-        assert bounds == ([(0, real), (real, width - real)] if real < width else [(0, width)])
-
-
-def test_separators_that_a_template_writes_do_not_cut_an_example(depot: Depot, store: Store, tmp_path: Path) -> None:
-    template = ChatTemplate(CHATML.replace("<|im_end|>", "<|endoftext|>"))
-    settings = BuildSettings(tokenizer=TOKENIZER.json, instructions=ExampleSettings(template))
-    _, manifest = build(store, tmp_path, ROWS, settings)
-    assert manifest.examples is not None
-    rows = loader_of(depot, {"d": manifest}, manifest.examples.longest).rows(0, 20)
-    assert ((rows.tokens == SEPARATOR).sum(axis=1) >= 3).all()
-    assert len(rows.pieces.row) == 20 + (rows.real < manifest.examples.longest).sum()
-
-
-def test_text_and_examples_can_be_rows_of_one_batch(depot: Depot, many_packs: DatasetManifest) -> None:
-    assert many_packs.examples is not None
-    text = write_dataset(depot, "text", [list(random_documents(1, 50, 400))], [])
-    length = many_packs.examples.longest
-    both = loader_of(depot, {"d": many_packs, "text": text}, length).rows(0, 60)
-    for name, manifest, source in (("d", many_packs, 0), ("text", text, 1)):
-        alone = loader_of(depot, {name: manifest}, length).rows(0, 30)
-        mine = np.flatnonzero(both.samples.source == source)
-        np.testing.assert_array_equal(both.tokens[mine], alone.tokens)
-        np.testing.assert_array_equal(both.real[mine], alone.real)
-        starts = [both.pieces.start[both.pieces.row == row].tolist() for row in mine]
-        assert starts == [alone.pieces.start[alone.pieces.row == row].tolist() for row in range(30)]
-
-
-def test_a_flipped_byte_of_an_example_is_never_served(depot: Depot, many_packs: DatasetManifest) -> None:
-    entry = PackTable(depot, many_packs.splits["train"])[3]
-    path = depot.path(entry.object)
-    data = bytearray(path.read_bytes())
-    data[len(MAGIC) + 5] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(data)
-    assert many_packs.examples is not None
-    loader = loader_of(depot, {"d": many_packs}, many_packs.examples.longest)
-    with pytest.raises(CorruptObjectError, match=entry.object):
-        loader.rows(0, loader.order.sources[0].n_sequences)
