@@ -1,6 +1,7 @@
 """Instruction data for tests: the ChatML template, a byte-level BPE that has its tokens, rows, a build of them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,11 +22,12 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+PANGRAM = "the quick brown fox jumps over the lazy dog "
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 """Tokens 0, 1, 2."""
 
 
-def chatml_tokenizer(vocab_size: int = 300) -> TextTokenizer:
+def chatml_tokenizer(vocab_size: int = 300, texts: Sequence[str] = (PANGRAM * 20,)) -> TextTokenizer:
     """Trained on a little text."""
     engine = Tokenizer(models.BPE())
     engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -36,7 +38,7 @@ def chatml_tokenizer(vocab_size: int = 300) -> TextTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    engine.train_from_iterator(["the quick brown fox jumps over the lazy dog " * 20], trainer)
+    engine.train_from_iterator(texts, trainer)
     return load_tokenizer(engine.to_str().encode())
 
 

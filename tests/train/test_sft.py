@@ -4,10 +4,11 @@ import dataclasses
 import json
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from bushcraft.data.build import build_dataset
 from bushcraft.data.build_settings import BuildSettings
@@ -19,15 +20,12 @@ from bushcraft.errors import BushcraftError, DataError
 from bushcraft.store.workspace import Store
 from bushcraft.train.compare import compare
 from bushcraft.train.load_model import load_model
-from bushcraft.train.open_session import open_datasets
+from bushcraft.train.open_data import open_datasets
 from bushcraft.train.resolve import load_recipe
+from tests.data.chatml import CHATML, chatml_tokenizer
 from tests.train.conftest import events_of, train, train_and_stop
 from tests.train.saved_model import SEPARATOR, save_model
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ida", "Jon", "Kim", "Leo", "Mia", "Ned", "Ola")
 THINGS = ("a cup", "a boat", "a lamp", "a drum", "a coat", "a book", "a kite", "a ring", "a pear", "a sled", "a bell")
 PLACES = ("the hall", "the barn", "the yard", "the shop", "the attic", "the mill", "the inn", "the den", "the loft")
@@ -55,20 +53,6 @@ def answer(fact: tuple[str, str, str]) -> str:
     return "[who={}; what={}; where={}]".format(*fact)
 
 
-def chat_tokenizer(texts: list[str]) -> bytes:
-    """A byte-level BPE that has the tokens of ChatML."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=448, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer.to_str().encode()
-
-
 @pytest.fixture(scope="module")
 def chat_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with the text `stories` and the instruction data `answers`, of facts that are not held out."""
@@ -76,7 +60,7 @@ def chat_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store.create(folder / "store")
     known = facts(0, N_KNOWN)
     texts = [" ".join(sentence(fact) for fact in known[i : i + 8]) for i in range(0, N_KNOWN, 8)]
-    tokenizer = chat_tokenizer(texts)
+    tokenizer = chatml_tokenizer(448, texts).json
     write_rows(folder / "stories.jsonl", [{"text": text} for text in texts])
     rows = [{"prompt": sentence(fact), "target": answer(fact)} for fact in known]
     write_rows(folder / "answers.jsonl", rows)
@@ -109,6 +93,11 @@ def share_in_format(store: Store, run: str, chat: bool, n: int = 40) -> tuple[fl
     return sum(FORMAT.fullmatch(text) is not None for text in found) / n, sum(right) / n
 
 
+def generate(store: Store, run: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bushcraft.cli", "generate", run, "--store", str(store.root), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
 @pytest.mark.slow
 def test_instructions_teach_a_format_that_the_base_model_lacks(chat_store: Store) -> None:
     base = train(chat_store, "base", *SHAPE, STORIES, "run.sequences=800")
@@ -121,6 +110,12 @@ def test_instructions_teach_a_format_that_the_base_model_lacks(chat_store: Store
     assert max(before) <= 0.05
     assert after >= 0.9
     assert right >= 0.8
+    fact = facts(2, 1)[0]
+    asked = ("--chat", "--prompt", sentence(fact), "--temperature", "0")
+    assert generate(chat_store, "tuned", *asked).stdout == f"{sentence(fact)}\n{answer(fact)}\n"
+    refused = generate(chat_store, "base", *asked)
+    assert refused.returncode == 2
+    assert "the data of 'base' have no chat template" in refused.stderr
 
 
 @pytest.mark.slow
