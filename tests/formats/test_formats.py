@@ -12,7 +12,7 @@ from bushcraft.ledger.ledger import read_ledger
 from bushcraft.store.pack import PackReader, verify_pack
 from bushcraft.store.workspace import Store
 from bushcraft.train.load_model import load_model
-from bushcraft.train.open_session import open_datasets, open_loader
+from bushcraft.train.open_data import open_datasets, open_loader
 from bushcraft.train.receipt import EMPTY, extend, receipts
 from bushcraft.train.run_record import read_record
 

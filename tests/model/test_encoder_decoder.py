@@ -83,7 +83,8 @@ def test_compiled_stacks_are_one_graph_each_for_rows_of_any_length() -> None:
     model, plain = opened(SMALL), opened(SMALL)
     plain.load_state_dict(model.state_dict())
     model.compile_layers(backend="aot_eager", varying_length=True)
-    for n_in, n_out in (([5, 7], [6, 3]), ([3, 9], [4, 5]), ([1, 2, 9], [3, 3, 3]), ([4, 4], [8, 9]), ([28, 2], [6, 5])):
+    sides = (([5, 7], [6, 3]), ([3, 9], [4, 5]), ([1, 2, 9], [3, 3, 3]), ([4, 4], [8, 9]), ([28, 2], [6, 5]))
+    for n_in, n_out in sides:
         inputs, tokens = torch.randint(97, (sum(n_in),)), torch.randint(97, (sum(n_out),))
         ours, eager = (read(m, inputs, n_in, tokens, n_out) for m in (model, plain))
         torch.testing.assert_close(ours, eager)

@@ -14,7 +14,7 @@ from bushcraft.errors import DataError
 from bushcraft.store.workspace import Store
 from bushcraft.train import receipt as receipts
 from bushcraft.train.compare import compare
-from bushcraft.train.open_session import open_datasets, open_loader
+from bushcraft.train.open_data import open_datasets, open_loader
 from bushcraft.train.run_record import read_record
 from tests.train.conftest import events_of, tiny_session, train, train_and_stop
 

@@ -120,7 +120,7 @@ def explain(
     json: JsonOption = False,
 ) -> None:
     """The documents behind one sequence of a run."""
-    from bushcraft.train.open_session import open_datasets, open_loader
+    from bushcraft.train.open_data import open_datasets, open_loader
     from bushcraft.train.run_record import read_record
 
     where = open_store(store)

@@ -7,7 +7,7 @@ from bushcraft.checkpoint.manifest import CheckpointManifest, TensorEntry, read_
 from bushcraft.ledger.events import Event
 from bushcraft.ledger.ledger import read_ledger
 from bushcraft.store.workspace import Store
-from bushcraft.train.open_session import open_datasets, open_loader
+from bushcraft.train.open_data import open_datasets, open_loader
 from bushcraft.train.receipt import receipts
 from bushcraft.train.recipe import differences
 from bushcraft.train.run_record import present_recipe, read_record

@@ -16,7 +16,7 @@ from bushcraft.objectives.batch import Batch
 from bushcraft.objectives.objective import batch_of
 from bushcraft.store.workspace import Store
 from bushcraft.train.objective import check_vocabulary, objective_tokens
-from bushcraft.train.open_session import open_datasets, open_loader, open_objective
+from bushcraft.train.open_data import open_datasets, open_loader, open_objective
 from bushcraft.train.recipe import Recipe
 from bushcraft.train.run_record import RunRecord
 
