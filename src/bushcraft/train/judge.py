@@ -36,7 +36,7 @@ class Judgement:
 def judge(session: Session, progress: Progress, max_bytes: int | None, stop: StopRequest) -> Judgement:
     """Score the held-out documents of the first source; an `evaluation` event. Raises `Stopped` between batches."""
     recipe, depot, manifest = session.recipe, session.store.depot, session.sources[0].manifest
-    total = min(manifest.splits["heldout"].n_text_bytes, max_bytes or math.inf)
+    total = max(1, min(manifest.splits["heldout"].n_text_bytes, max_bytes or math.inf))
 
     def nats(batch: Batch) -> Tensor:
         stop.check()
