@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from bushcraft.data.tokenizer import TextTokenizer, load_tokenizer, token_itemsize
+from bushcraft.data.tokenizer import PIECE_BYTES, TextTokenizer, load_tokenizer, token_itemsize
 from bushcraft.data.tokenizer_training import train_tokenizer
 from bushcraft.errors import DataError
 
@@ -55,6 +55,11 @@ def test_a_separator_that_the_file_does_not_call_special_cannot_be_forged_either
 def test_long_documents_are_encoded_in_pieces_without_loss() -> None:
     text = ("x" * 1000 + "é\n") * 700 + "y" * 600_000
     assert OURS.decode(OURS.encode(text.encode())) == text
+
+
+def test_a_special_token_is_read_wherever_it_stands_in_a_long_text() -> None:
+    text = "a" * (PIECE_BYTES - 4) + "<|endoftext|>b"  # without a line, so that a piece would end inside of the name
+    assert OURS.encode_special(text.encode()).tolist().count(OURS.separator_id) == 1
 
 
 def test_truncation_and_padding_of_a_given_file_are_switched_off() -> None:

@@ -62,11 +62,13 @@ class TextTokenizer:
 
     def encode(self, text: bytes) -> NDArray[np.uint32]:
         """Token ids of `text`, without a separator. The name of a special token in it is ordinary text."""
-        return _encode(_engine(self.json), text)
+        engine = _engine(self.json)
+        parts = [_encode(engine, piece) for piece in pieces(text, PIECE_BYTES)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
 
     def encode_special(self, text: bytes) -> NDArray[np.uint32]:
         """Token ids of `text`, in which the names of special tokens are these tokens: only for text that is trusted."""
-        return _encode(_engine(self.json, names_are_text=False), text)
+        return _encode(_engine(self.json, names_are_text=False), text)  # whole: a cut could part a name
 
     @property
     def special_names(self) -> frozenset[str]:
@@ -135,11 +137,7 @@ def _engine(data: bytes, names_are_text: bool = True) -> Tokenizer:
 
 
 def _encode(engine: Tokenizer, text: bytes) -> NDArray[np.uint32]:
-    parts = [
-        np.array(engine.encode_batch_fast([piece.decode()], add_special_tokens=False)[0].ids, np.uint32)
-        for piece in pieces(text, PIECE_BYTES)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint32)
+    return np.array(engine.encode_batch_fast([text.decode()], add_special_tokens=False)[0].ids, np.uint32)
 
 
 def _check(tokenizer: TextTokenizer, where: str) -> None:
