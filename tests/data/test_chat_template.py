@@ -48,6 +48,12 @@ def test_a_template_gets_the_variables_of_transformers() -> None:
     assert template.render([USER, ANSWER]) == "<s>|</s>|26 Jul 2024|True|2|Hello"
 
 
+def test_json_in_a_template_is_not_escaped_for_html() -> None:
+    message = {"role": "user", "content": "<é> it's & 中"}
+    assert ChatTemplate("{{ messages[0].content | tojson }}").render([message]) == '"<é> it\'s & 中"'
+    assert ChatTemplate("{{ messages[0] | tojson(indent=1) }}").render([USER]) == json.dumps(USER, indent=1)
+
+
 @pytest.mark.parametrize(
     ("source", "told"),
     [
@@ -107,12 +113,18 @@ def test_a_template_is_found_in_a_file_a_config_and_a_folder(tmp_path: Path) -> 
         ("tokenizer_config.json", "{}", "there is no chat template in"),
         ("tokenizer_config.json", "[1]", "is not a tokenizer_config.json"),
         ("tokenizer_config.json", "no", "is not a tokenizer_config.json"),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": [{"name": "rag", "template": "x"}, {"name": "tools", "template": "y"}]}',
+            "no chat template called 'default' .it has rag, tools.",
+        ),
+        ("latin-1.jinja", "\xe4", "is not UTF-8"),
     ],
 )
 def test_a_file_without_a_template_is_named(tmp_path: Path, name: str, content: str | None, told: str) -> None:
     path = tmp_path / name
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content.encode("latin-1"))
     with pytest.raises(DataError, match=told) as refused:
         load_chat_template(path)
     assert name in str(refused.value)

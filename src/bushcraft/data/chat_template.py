@@ -122,11 +122,11 @@ def load_chat_template(path: Path) -> ChatTemplate:
         alone = path / "chat_template.jinja"
         if alone.exists():
             about = template or ChatTemplate("")
-            template = replace(about, source=_read(alone).decode(errors="replace"), where=str(alone))
+            template = replace(about, source=_read_text(alone), where=str(alone))
     elif path.suffix == ".json":
         template = _from_config(_read(path), str(path))
     else:
-        template = ChatTemplate(_read(path).decode(errors="replace"), str(path))
+        template = ChatTemplate(_read_text(path), str(path))
     if template is None or not template.source:
         raise DataError(f"there is no chat template in {path}", "Name a Jinja2 file, or a tokenizer_config.json")
     template.check()
@@ -149,16 +149,26 @@ def from_json(data: bytes) -> ChatTemplate:
 
 
 def _from_config(data: bytes, where: str) -> ChatTemplate:
-    """The template "default", or the only one, of a tokenizer_config.json; without text if it has none."""
+    """The template of a tokenizer_config.json; without text if it has none."""
     try:
         config = json.loads(data)
         found = config.get("chat_template") or ""
         if isinstance(found, list):
-            found = {entry["name"]: entry["template"] for entry in found}.get("default", "")
+            found = _default({entry["name"]: entry["template"] for entry in found}, where)
         begin, end = (_token(config.get(name)) for name in ("bos_token", "eos_token"))
     except (ValueError, AttributeError, KeyError, TypeError):
         raise DataError(f"{where} is not a tokenizer_config.json", "Name the file of the tokenizer") from None
     return ChatTemplate(str(found), where, begin, end)
+
+
+def _default(named: dict[str, Any], where: str) -> Any:
+    """Of several templates that for a plain conversation."""
+    if "default" not in named:
+        raise DataError(
+            f"{where} has no chat template called 'default' (it has {', '.join(map(str, named))})",
+            "Save the one to use as a file, and name that by --chat-template",
+        )
+    return named["default"]
 
 
 def _token(value: Any) -> str:
@@ -171,6 +181,15 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}", "Name a file or folder by --chat-template") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return _read(path).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"the chat template {path} is not UTF-8 at byte {error.start}", "Convert it (`iconv -t UTF-8`)"
+        ) from None
 
 
 class _Generation(Extension):
@@ -188,6 +207,7 @@ def _compiled(source: str, where: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
+    environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _raise, "strftime_now": NOW.strftime}
     try:
         return environment.from_string(source)
@@ -195,6 +215,11 @@ def _compiled(source: str, where: str) -> Template:
         raise DataError(
             f"the chat template {where} is not Jinja2, at its line {error.lineno}: {error.message}", "Correct it"
         ) from None
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """As in `transformers`: Jinja2's own would escape what HTML reserves."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _raise(message: str) -> NoReturn:
