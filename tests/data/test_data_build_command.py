@@ -49,6 +49,7 @@ def test_a_build_prints_its_numbers_and_the_next_command(tmp_path: Path, corpus:
         (["mine", "{corpus}", "--longest", "9"], "--longest is about prompts and answers"),
         (["mine", "{corpus}", "--chat-template", "{corpus}"], "--chat-template is about prompts and answers"),
         (["mine", "{corpus}", "--instructions"], "--instructions reads JSON lines"),
+        (["mine", "{corpus}", "--instructions", "--column", "body"], "--column is about text"),
         (["mine", "{corpus}", "--instructions", "--chat-template", "{tmp}/none"], "none: No such file"),
     ],
 )

@@ -80,6 +80,8 @@ def build(
     if not instructions and (chat_template or longest):
         option = "--chat-template" if chat_template else "--longest"
         raise DataError(f"{option} is about prompts and answers", "Add --instructions")
+    if instructions and column != "text":
+        raise DataError("--column is about text", "Leave it out: --instructions knows the names of its columns")
     template = load_chat_template(chat_template) if chat_template else None
     settings = BuildSettings(
         column=column,
