@@ -5,6 +5,7 @@ import pytest
 from bushcraft.store.workspace import Store
 from bushcraft.train.compare import compare
 from tests.train.conftest import events_of, train, train_and_stop
+from tests.train.saved_model import save_model
 
 ENCODER_DECODER = ("model.kind=encoder_decoder", "model.n_layers=1", "model.vocab_size=640")
 KINDS = {
@@ -86,3 +87,12 @@ def test_a_run_begins_with_the_weights_of_another_and_a_larger_vocabulary(text_s
     assert refused.returncode == 2
     assert "is of another architecture: it misses the tensor decoder." in refused.stderr
     assert not (text_store.runs / "other").exists()
+
+
+def test_weights_of_a_model_with_another_tokenizer_are_refused(text_store: Store) -> None:
+    other = save_model(text_store, "other-tokenizer", "model.vocab_size=512")
+    done = train(text_store, "mismatched", f"run.start_from={other}")
+    assert done.returncode == 2
+    assert "has another tokenizer than run.start_from" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (text_store.runs / "mismatched").exists()

@@ -16,8 +16,9 @@ from bushcraft.checkpoint.manifest import CheckpointManifest, read_manifest
 from bushcraft.checkpoint.newest import checkpoints, newest
 from bushcraft.checkpoint.weights import check_names, find_checkpoint, load_weights
 from bushcraft.data.loader import SourceData
+from bushcraft.data.manifest import DatasetManifest
 from bushcraft.data.workers import available_cores
-from bushcraft.errors import BushcraftError, RecipeError, RunError
+from bushcraft.errors import BushcraftError, CheckpointError, RecipeError, RunError
 from bushcraft.ledger.ledger import Ledger, restore_ledger
 from bushcraft.model.initialise import initialise
 from bushcraft.model.transformer import build_model
@@ -25,6 +26,7 @@ from bushcraft.objectives.objective import makes_long_rows
 from bushcraft.store.workspace import Store
 from bushcraft.train.calibrate import sequences_in
 from bushcraft.train.heap import keep_freed_memory
+from bushcraft.train.load_model import find_model
 from bushcraft.train.objective import check_vocabulary, microbatches, objective_tokens
 from bushcraft.train.open_data import Datasets, open_datasets, open_loader, open_objective
 from bushcraft.train.optimizer import Optimizer
@@ -51,8 +53,9 @@ def open_session(store: Store, recipe: Recipe, say: Say) -> Session:
     _check_compiler(recipe)
     datasets = open_datasets(store, recipe)  # before there is a trace of a run that could never train
     check_vocabulary(recipe, objective_tokens(store.depot, next(iter(datasets.values()))[1], recipe.objective))
-    _check_first_weights(store, recipe)
     _check_name(store, name)
+    if not ((store.runs / name).exists() or checkpoints(store.depot, name)):
+        _check_first_weights(store, recipe, next(iter(datasets.values()))[1])
     ledger = Ledger.open(store.runs / name, name, store.depot, lambda: _restore_lost_ledger(store, name, say))
     try:
         ledger.clock.enter("init")
@@ -83,12 +86,18 @@ def _check_compiler(recipe: Recipe) -> None:
         )
 
 
-def _check_first_weights(store: Store, recipe: Recipe) -> None:
-    """Errors: `CheckpointError` if there is no such checkpoint, or if it is of another architecture."""
+def _check_first_weights(store: Store, recipe: Recipe, dataset: DatasetManifest) -> None:
+    """Errors: `CheckpointError` if there is no such checkpoint, or if its architecture or tokenizer is another one."""
     if recipe.run.start_from:
+        saved = find_model(store, recipe.run.start_from)
+        if saved.dataset.fingerprint != dataset.fingerprint:
+            raise CheckpointError(
+                f"data set {dataset.name!r} has another tokenizer than run.start_from = {recipe.run.start_from!r}",
+                "Build it with the tokenizer of that model: `bushcraft data build --tokenizer FILE`",
+            )
         with torch.device("meta"):
             model = build_model(recipe.model)
-        check_names(*find_checkpoint(store.depot, recipe.run.start_from), model)
+        check_names(saved.name, saved.manifest, model)
 
 
 def _check_name(store: Store, name: str) -> None:
