@@ -2,6 +2,8 @@
 
 import re
 
+from tokenizers import pre_tokenizers
+
 from bushcraft.train.probes import BRACKETS, NOUNS, VERBS, probes
 
 BY_NAME = {probe.name: probe.questions for probe in probes(200)}
@@ -42,10 +44,20 @@ def test_the_last_word_of_the_list_is_the_answer() -> None:
 
 def test_the_innermost_bracket_is_closed() -> None:
     for question in BY_NAME["brackets"]:
-        text = question.context
+        text = question.context.replace(" ", "")
         while (shorter := re.sub(r"\(\)|\[\]|\{\}", "", text)) != text:
             text = shorter
-        assert BRACKETS[text[-1]] == question.answer
+        assert f" {BRACKETS[text[-1]]}" == question.answer
+
+
+def test_no_answer_joins_the_last_token_of_its_context() -> None:
+    """A tokenizer of words and punctuation, as byte-pair encodings split text before they merge."""
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for name, questions in BY_NAME.items():
+        for question in questions:
+            alone = [piece for piece, _ in splitter.pre_tokenize_str(question.context)]
+            whole = [piece for piece, _ in splitter.pre_tokenize_str(question.context + question.answer)]
+            assert whole[: len(alone)] == alone, name
 
 
 def test_the_verb_agrees_with_its_subject() -> None:

@@ -90,21 +90,28 @@ def _addition(rng: random.Random, n_digits: int) -> Question:
 
 
 def _brackets(rng: random.Random) -> Question:
-    """The bracket that closes the innermost open one."""
-    text = ""
+    """The bracket that closes the innermost open one; parted by spaces, since tokenizers join what stands together."""
+    text: list[str] = []
     stack: list[str] = []
     for _ in range(8):
         if stack and rng.random() < 0.4:
-            text += BRACKETS[stack.pop()]
+            text.append(BRACKETS[stack.pop()])
         else:
             stack.append(rng.choice(list(BRACKETS)))
-            text += stack[-1]
-    return Question(text, BRACKETS[stack[-1]]) if stack else _brackets(rng)
+            text.append(stack[-1])
+    return Question(" ".join(text), f" {BRACKETS[stack[-1]]}") if stack else _brackets(rng)
 
 
 def _agreement(rng: random.Random) -> Question:
-    """A verb agrees with its subject, and not with the noun between them."""
-    noun, other, verb = rng.choice(NOUNS), rng.choice(NOUNS), rng.choice(VERBS)
-    plural, distractor = rng.randrange(2), rng.randrange(2)
-    context = f"The {noun[plural]} {rng.choice(PREPOSITIONS)} the {other[distractor]}"
+    """A verb agrees with its subject, and not with the nouns between them. S → NP V: the right and the wrong V."""
+    plural, verb = rng.randrange(2), rng.choice(VERBS)
+    context = f"The {_noun_phrase(rng, plural, 1.0)}"
     return Question(context, f" {verb[plural]}", f" {verb[1 - plural]}")
+
+
+def _noun_phrase(rng: random.Random, plural: int, share: float) -> str:
+    """NP → N | N P "the" NP, the latter with probability `share`; inner nouns are of any number."""
+    noun = rng.choice(NOUNS)[plural]
+    if rng.random() >= share:
+        return noun
+    return f"{noun} {rng.choice(PREPOSITIONS)} the {_noun_phrase(rng, rng.randrange(2), 0.3)}"
