@@ -84,3 +84,49 @@ def test_a_broken_task_file_is_told_in_one_line(store: Store, tmp_path: Path) ->
     with pytest.raises(DataError, match=r"cannot run .*broken\.yaml") as refused:
         run_tasks(model, "fp32", [path], None)
     assert "\n" not in str(refused.value)
+
+
+def test_what_the_model_raises_keeps_its_traceback(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bushcraft.train import lm_eval_adapter
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    save_model(store, "model")
+    model, _ = load_model(store, "model")
+    monkeypatch.setattr(lm_eval_adapter, "score_pairs", broken)
+    choices = task(tmp_path, "choices", "multiple_choice", "answer", "acc", 'doc_to_choice: [" even", " odd"]')
+    with pytest.raises(ZeroDivisionError):
+        lm_eval_adapter.run_tasks(model, "fp32", [choices], 2)
+
+
+def test_the_harness_makes_a_model_by_its_name(store: Store) -> None:
+    from lm_eval.api.registry import get_model
+
+    import bushcraft.train.lm_eval_adapter  # noqa: F401  (registers the name)
+
+    save_model(store, "model")
+    options = {"batch_size": 1, "device": None}
+    for made in (
+        get_model("bushcraft").create_from_arg_string(f"run=model,store={store.root}", options),
+        get_model("bushcraft").create_from_arg_obj({"run": "model", "store": str(store.root)}, options),
+    ):
+        assert made._model.prompts.context == load_model(store, "model")[0].prompts.context
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_contexts_of_any_length_are_scored_and_answered(kind: str, store: Store) -> None:
+    from lm_eval.api.instance import Instance
+
+    from bushcraft.train.lm_eval_adapter import BushcraftLM
+
+    save_model(store, "model", *KINDS[kind])
+    harness = BushcraftLM(load_model(store, "model")[0])
+    end = "wxyz" * 50
+    asked = [Instance("loglikelihood", {}, (f"{'abc' * n}{end}", " answer"), n) for n in (100, 2000)]
+    first, second = harness.loglikelihood(asked)
+    assert first == pytest.approx(second, abs=1e-4), "only the end of a long context counts"
+    options = {"until": ["q"], "max_gen_toks": 300}
+    assert len(harness.generate_until([Instance("generate_until", {}, ("abc" * 2000, options), 0)])) == 1
