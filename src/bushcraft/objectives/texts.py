@@ -55,12 +55,11 @@ class Texts:
 def texts(rows: Rows, begin: int) -> Texts:
     """The pieces in the inputs of rows that stand at positions from `begin` on; padding is left out."""
     row, place = rows.pieces.row, rows.pieces.start
-    real = np.minimum(rows.real, rows.tokens.shape[1] - 1)
-    some = place < real[row]
+    some = place < rows.real[row]
     row, place = row[some], place[some]
-    length = np.minimum(rows.pieces.length[some], real[row] - place)
+    length = rows.pieces.length[some]
     following = rows.tokens[row, place + length]
     inputs = rows.tokens[:, :-1]
-    is_real = np.arange(inputs.shape[1]) < real[:, None]
+    is_real = np.arange(inputs.shape[1]) < rows.real[:, None]
     flat = inputs.reshape(-1) if is_real.all() else inputs[is_real]
     return Texts(flat, length, begin + row, place, following)
