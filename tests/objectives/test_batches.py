@@ -13,9 +13,8 @@ from bushcraft.objectives.causal import causal
 from bushcraft.objectives.examples import Examples
 from bushcraft.objectives.objective import UL2, Causal, Objective, ObjectiveMixture, Prefix, SpanCorruption, batch_of
 from bushcraft.objectives.prefix import prefix
-from bushcraft.objectives.sft import Instructions, document
 from bushcraft.objectives.special import MODES, special_tokens
-from bushcraft.objectives.texts import Texts, texts
+from bushcraft.objectives.texts import texts
 from tests.objectives.packed_rows import SEPARATOR, packed, padded, rows_of
 
 SPECIAL = special_tokens({}, 1000, SEPARATOR, 50, MODES["paper"])
@@ -80,11 +79,23 @@ def test_a_decoder_reads_inputs_then_targets_and_predicts_the_targets(rows: Rows
         assert batch.targets[0, at : at + length].tolist() == [*inputs[1:], *targets]
 
 
+@settings(max_examples=80, deadline=None)
+@given(rows=packed | padded, begin=st.integers(0, 2**30), name=st.sampled_from(sorted(OBJECTIVES)), at=st.floats(0, 1))
+def test_however_rows_are_cut_into_microbatches_they_ask_the_same(rows: Rows, begin: int, name: str, at: float) -> None:
+    objective, n_rows = OBJECTIVES[name], len(rows.tokens)
+    cut = round(at * n_rows)
+    whole = objective.examples(texts(rows, begin))
+    parts = [objective.examples(texts(rows.part(a, b), begin + a)) for a, b in ((0, cut), (cut, n_rows)) if a < b]
+    assert sides(whole) == [pair for part in parts for pair in sides(part)]
+    for column in ("position", "place", "both_ways"):
+        assert np.array_equal(getattr(whole, column), np.concatenate([getattr(part, column) for part in parts]))
+
+
 @settings(max_examples=40, deadline=None)
 @given(rows=packed | padded, begin=st.integers(0, 2**30))
 def test_causal_and_prefix_examples_ask_what_their_rows_ask(rows: Rows, begin: int) -> None:
     for objective, whole in ((Causal(), causal(rows)), (Prefix(1), prefix(rows, begin, 1))):
-        mixed = ObjectiveMixture({"only": objective, "never": Causal()}, ((0, {"only": 1.0, "never": 1e-9}),))
+        mixed = ObjectiveMixture({"a": objective, "b": objective}, ((0, {"a": 1.0, "b": 2.0}),))
         batch = batch_of(mixed, rows, begin, "decoder", SEPARATOR)
         asked = [t for segment in predicted(batch) for t in segment]
         plain = whole.targets[whole.loss_weights > 0].tolist()
@@ -117,35 +128,6 @@ def test_hardly_any_position_is_padding(architecture: str) -> None:
                 total += side.tokens.numel()
                 real += side.tokens.numel() - int(side.segments.length[-1])
     assert real / total > 0.985
-
-
-TURNS = [([5, 6, 7], [8, 9]), ([10], [11, 12])]
-BEGIN, END = 90, 91
-
-
-def instruction_texts() -> Texts:
-    tokens = np.array(document(TURNS, SEPARATOR, BEGIN, END) + document([([3], [4])], SEPARATOR, BEGIN, END))
-    return Texts(tokens, np.array([13, 5]), np.array([4, 5]), np.zeros(2, int), np.zeros(2, int))
-
-
-def test_instructions_ask_for_answers_only() -> None:
-    batch_examples = Instructions(SEPARATOR, BEGIN, END).examples(instruction_texts())
-    assert sides(batch_examples) == [
-        ([0, 5, 6, 7], [8, 9, 10, 11, 12, 0]),
-        ([0, 3], [4, 0]),
-    ]
-    assert batch_examples.weights is not None
-    assert batch_examples.weights.tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
-
-
-def test_an_encoder_reads_all_that_came_before_an_answer() -> None:
-    examples = Instructions(SEPARATOR, BEGIN, END, every_answer=True).examples(instruction_texts())
-    assert sides(examples) == [
-        ([0, 5, 6, 7], [8, 9, 0]),
-        ([0, 5, 6, 7, 8, 9, 10], [11, 12, 0]),
-        ([0, 3], [4, 0]),
-    ]
-    assert examples.position.tolist() == [4, 4, 5]
 
 
 def test_shapes_come_from_a_small_set() -> None:
