@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run's name, or the object name of a checkpoint's manifest.")],
     data: Annotated[
-        list[str] | None, typer.Option(help="A data set whose held-out text is scored; the run's first by default.")
+        list[str] | None, typer.Option(help="A data set whose held-out text is scored; the run's by default.")
     ] = None,
     max_bytes: Annotated[int | None, typer.Option(min=1, help="Read about so many held-out bytes of each.")] = None,
     probes: Annotated[bool, typer.Option("--probes", help="Also ask questions with known answers.")] = False,
@@ -57,6 +57,8 @@ def _print(found: "Evaluation", name: str) -> None:
             for d in parts
         ]
         print_table(["domain", "documents", "bytes", "bits/byte"], rows, ("documents", "bytes", "bits/byte"))
+    for dataset, loss in found.objective_losses.items():
+        print(f"\nheld-out text of {dataset}, under the run's own objective: {loss:.4f} nats a target")
     if found.probes:
         print("\nprobes")
         rows = [

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from bushcraft.checkpoint.weights import load_weights
+from bushcraft.data.manifest import read_manifest
 from bushcraft.errors import DataError, RecipeError
 from bushcraft.model.transformer import build_model
 from bushcraft.store.workspace import Store
-from bushcraft.train.evaluation import Evaluation, domains, probe
-from bushcraft.train.load_model import find_model
+from bushcraft.train.evaluation import Evaluation, domains, heldout_sets, objective_losses, probe
+from bushcraft.train.load_model import SavedModel, find_model
 from bushcraft.train.probes import probes
 from bushcraft.train.sample import TextModel
 
@@ -39,25 +40,33 @@ def evaluate_run(
     model = build_model(saved.recipe.model)
     load_weights(store.depot, saved.name, saved.manifest, model)
     text = TextModel.of(model, store.depot, saved.dataset, saved.recipe, saved.manifest.tokenizer)
-    names = list(datasets or [])
-    asks_more = with_probes or bool(task_files)
-    has_text = bool(saved.dataset.splits) and saved.dataset.kind == "text"
-    if not names and has_text and (text.prompts.goes_on or not asks_more):
-        names = [next(iter(saved.manifest.datasets.values()))]
-    if not (names or asks_more):
+    names = list(datasets or _own_data(store, saved))
+    if not (names or with_probes or task_files):
         raise DataError(
-            f"run {run!r} has no held-out text to score", "Name a data set by --data, or ask --probes or --lm-eval"
+            f"run {run!r} has nothing held out to score", "Name a data set by --data, or ask --probes or --lm-eval"
         )
+    manifests = heldout_sets(store, saved, text, names)
     with torch.no_grad():
         found = Evaluation(
             run=saved.manifest.run,
             checkpoint=saved.name,
             position=saved.manifest.position,
-            domains=domains(store, saved, text, names, precision, max_bytes, progress) if names else {},
+            domains=domains(store, text, manifests, precision, max_bytes, progress),
+            objective_losses=objective_losses(store, saved, text, manifests, precision, max_bytes, progress),
             probes=probe(text, probes(), precision) if with_probes else [],
             tasks=_tasks(text, precision, task_files, limit, progress) if task_files else {},
         )
     return found, found.publish(store)
+
+
+def _own_data(store: Store, saved: SavedModel) -> list[str]:
+    """The object names of the run's data sets of which something is held out; none of an imported model."""
+    found = []
+    for name in dict.fromkeys(saved.manifest.datasets.values()):
+        heldout = read_manifest(store.depot, name)[1].splits.get("heldout")
+        if heldout and heldout.n_documents:
+            found.append(name)
+    return found
 
 
 def _tasks(

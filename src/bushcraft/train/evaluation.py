@@ -11,15 +11,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from bushcraft.data.manifest import DatasetManifest, read_manifest
 from bushcraft.errors import DataError
+from bushcraft.objectives.batch import Batch
 from bushcraft.store.workspace import Store
 from bushcraft.train.evaluate import Score, heldout_documents
 from bushcraft.train.heldout import score_text
 from bushcraft.train.load_model import SavedModel
+from bushcraft.train.objective_loss import objective_loss
 from bushcraft.train.probes import Probe
 from bushcraft.train.sample import TextModel
 from bushcraft.train.scoring import PairScore, score_pairs
+from bushcraft.train.step import losses
 
 MOST_DOMAINS = 12
 """Smaller ones are added up as "others"."""
@@ -56,6 +61,8 @@ class Evaluation:
     position: int
     domains: dict[str, list[Domain]] = field(default_factory=dict)
     """By data set; the first is all of its held-out documents."""
+    objective_losses: dict[str, float] = field(default_factory=dict)
+    """By data set: nats a target under the objective that was trained, where that is not causal."""
     probes: list[ProbeResult] = field(default_factory=list)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What lm-evaluation-harness found, by task."""
@@ -68,42 +75,80 @@ class Evaluation:
         return name
 
 
-def domains(
+def heldout_sets(store: Store, saved: SavedModel, model: TextModel, names: Sequence[str]) -> list[DatasetManifest]:
+    """The data sets of these names, of which something is held out that the model can be asked.
+
+    Errors: `DataError` for a data set that is unknown, has another tokenizer, nothing held out, or instructions where
+    the model was trained on none.
+    """
+    return [_heldout_set(store, saved, model, name) for name in names]
+
+
+def _heldout_set(store: Store, saved: SavedModel, model: TextModel, name: str) -> DatasetManifest:
+    _, manifest = read_manifest(store.depot, name)
+    if manifest.fingerprint != saved.dataset.fingerprint:
+        raise DataError(
+            f"data set {manifest.name!r} has another tokenizer than run {saved.manifest.run!r}",
+            "Build it with the model's: `bushcraft data build --tokenizer FILE`",
+        )
+    if not (_has_text(manifest, model) or _has_objective(manifest, saved)):
+        raise DataError(
+            f"data set {manifest.name!r} holds instructions, and run {saved.manifest.run!r} was trained on texts",
+            "Name a data set of texts by --data",
+        )
+    if not manifest.splits["heldout"].n_documents:
+        raise DataError(f"data set {manifest.name!r} has no held-out documents", "Build it with --heldout 0.05, say")
+    return manifest
+
+
+def _has_text(manifest: DatasetManifest, model: TextModel) -> bool:
+    """Whether there are bits per byte: of texts, by a model that goes on with texts."""
+    return manifest.kind == "text" and model.prompts.goes_on
+
+
+def _has_objective(manifest: DatasetManifest, saved: SavedModel) -> bool:
+    """Whether the objective is not causal, and can be put to these data."""
+    kinds = saved.recipe.objective.kinds
+    return kinds != {"causal"} and ("sft" in kinds) == (manifest.kind == "examples")
+
+
+def objective_losses(
     store: Store,
     saved: SavedModel,
     model: TextModel,
-    names: Sequence[str],
+    manifests: Sequence[DatasetManifest],
+    precision: str,
+    max_bytes: int | None,
+    progress: Callable[[str], None],
+) -> dict[str, float]:
+    """The held-out loss under the model's own objective, nats a target, of the data sets that it can be put to."""
+
+    def nats(batch: Batch) -> Tensor:
+        return losses(model.model, batch, precision)[0]
+
+    found = {}
+    for manifest in manifests:
+        if _has_objective(manifest, saved):
+            progress(f"objective on held-out text of {manifest.name}")
+            n_bytes = max_bytes or manifest.splits["heldout"].n_text_bytes
+            found[manifest.name] = objective_loss(nats, store.depot, manifest, saved.recipe, n_bytes)
+    return {name: loss for name, loss in found.items() if loss is not None}
+
+
+def domains(
+    store: Store,
+    model: TextModel,
+    manifests: Sequence[DatasetManifest],
     precision: str,
     max_bytes: int | None,
     progress: Callable[[str], None],
 ) -> dict[str, list[Domain]]:
-    """Held-out bits per byte of data sets, by the first component of their documents' names.
-
-    Errors: `DataError` for a data set that is unknown, has another tokenizer, no text, or nothing held out.
-    """
-    if not model.prompts.goes_on:
-        raise DataError(
-            f"run {saved.manifest.run!r} only fills gaps of texts: there are no bits per byte of a whole text",
-            "Its held-out loss under its objective is in `bushcraft run show`; or use --probes",
-        )
-    manifests = [_text_of(store, saved, name) for name in names]
+    """Held-out bits per byte of the data sets that have them, by the first component of their documents' names."""
     return {
-        manifest.name: list(_domains(store, manifest, model, precision, max_bytes, progress)) for manifest in manifests
+        manifest.name: list(_domains(store, manifest, model, precision, max_bytes, progress))
+        for manifest in manifests
+        if _has_text(manifest, model)
     }
-
-
-def _text_of(store: Store, saved: SavedModel, name: str) -> DatasetManifest:
-    _, manifest = read_manifest(store.depot, name)
-    if manifest.fingerprint != saved.dataset.fingerprint:
-        raise DataError(
-            f"data set {name!r} has another tokenizer than run {saved.manifest.run!r}",
-            "Build it with the model's: `bushcraft data build --tokenizer FILE`",
-        )
-    if manifest.kind != "text":
-        raise DataError(f"data set {name!r} holds instructions, not texts", "Name a data set of texts by --data")
-    if not manifest.splits["heldout"].n_documents:
-        raise DataError(f"data set {name!r} has no held-out documents", "Build it with --heldout 0.05, say")
-    return manifest
 
 
 def _domains(
