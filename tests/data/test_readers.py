@@ -59,6 +59,8 @@ def test_a_row_is_named_by_the_byte_at_which_it_starts(tmp_path: Path) -> None:
         assert json.loads(path.read_bytes()[offset:].split(b"\n")[0])["text"].encode() == document.text
 
 
+@example(text="é", bounds=[1])
+@example(text="a🙂", bounds=[3])
 @given(text=st.text(alphabet="aé🙂\n ", max_size=400), bounds=st.lists(st.integers(0, 900), max_size=6))
 def test_ranges_cut_at_newlines_join_to_the_whole_file(text: str, bounds: list[int]) -> None:
     import tempfile

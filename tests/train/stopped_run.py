@@ -11,7 +11,7 @@ import signal
 import sys
 from typing import Any
 
-from bushcraft.train import trainer
+from bushcraft.train import heldout
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         return function(*args, **kwargs)
 
     setattr(module, name, call)
-    trainer.EVALUATION_TOKENS = 256  # many small batches
+    heldout.TOKENS_AT_ONCE = 256  # many small batches
     sys.argv[1:] = sys.argv[3:]
     from bushcraft.cli import main as command
 

@@ -16,8 +16,8 @@ from tests.train.conftest import arguments, events_of, train, train_and_stop
     ("function", "call", "settings", "position"),
     [
         ("bushcraft.train.trainer._update", 2, (), 16),
-        ("bushcraft.train.trainer.losses", 2, (), 48),
-        ("bushcraft.train.trainer.losses", 2, ("evaluate.every_sequences=0",), 96),
+        ("bushcraft.train.heldout.losses", 2, (), 48),
+        ("bushcraft.train.heldout.losses", 2, ("evaluate.every_sequences=0",), 96),
         ("bushcraft.model.generate.next_logits", 3, (), 96),
     ],
     ids=["step", "evaluation", "last evaluation", "samples"],
@@ -52,8 +52,8 @@ def test_second_ctrl_c_ends_at_once(text_store: Store) -> None:
     command = [
         sys.executable,
         "-c",
-        "import os, signal; from bushcraft.train import trainer;"
-        "trainer.losses = lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)];"
+        "import os, signal; from bushcraft.train import heldout;"
+        "heldout.losses = lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)];"
         "from bushcraft.cli import main; main()",
         *arguments(text_store, "twice"),
     ]

@@ -75,7 +75,7 @@ def cut_near(path: str, offset: int, size: int, window: int | None) -> int:
             return size
         file.seek(offset)
         head = file.read(4)
-    return offset + next((i for i, byte in enumerate(head) if byte & _CONTINUATION != 0x80), 0)
+    return offset + next((i for i, byte in enumerate(head) if byte & _CONTINUATION != 0x80), len(head))
 
 
 def lines(stream: Iterator[bytes], longest: int) -> Iterator[tuple[int, bytes]]:
