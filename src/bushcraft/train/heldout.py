@@ -14,7 +14,7 @@ from torch import Tensor
 from bushcraft.model.transformer import Decoder, Model
 from bushcraft.objectives.batch import Batch
 from bushcraft.train.evaluate import Score, score
-from bushcraft.train.prompt import Form, PromptReader
+from bushcraft.train.prompt import PromptReader
 from bushcraft.train.sample import TextModel
 from bushcraft.train.scoring import TOKENS_AT_ONCE, Pair, score_pairs
 from bushcraft.train.step import losses
@@ -69,7 +69,7 @@ def score_text(
     reader = model.prompts
     if not reader.goes_on:
         return Score(0.0, 0, 0, 0)
-    if isinstance(model.model, Decoder) and reader.form == Form():
+    if isinstance(model.model, Decoder) and reader.form.continues and not reader.form.is_prefix:
 
         def nats(batch: Batch) -> Tensor:
             between()
