@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +95,18 @@ def test_data_sets_that_cannot_be_asked_are_named(text_store: Store, reference: 
     write_manifest(text_store.depot, replace(python, name=name, **change))  # type: ignore[arg-type]
     with pytest.raises(DataError, match=told):
         evaluated(text_store, reference, name)
+
+
+def test_a_harness_that_is_missing_is_told_before_anything_is_measured(
+    text_store: Store, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "bushcraft.train.lm_eval_adapter", raising=False)
+    (tmp_path / "task.yaml").write_text("task: one\n")
+    measured: list[str] = []
+    with pytest.raises(DataError, match=r"which is not installed .*bushcraft\[eval\]"):
+        evaluate_run(text_store, reference, None, None, True, [tmp_path / "task.yaml"], None, "fp32", measured.append)
+    assert measured == []
 
 
 def test_the_result_in_the_store_has_all_figures(text_store: Store, reference: str) -> None:

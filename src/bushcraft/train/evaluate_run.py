@@ -1,6 +1,7 @@
 """What `bushcraft evaluate` does: find the model, measure what was asked for, keep the result."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from bushcraft.train.probes import probes
 from bushcraft.train.sample import TextModel
 
 PRECISIONS = ("fp32", "bf16")
+RunTasks = Callable[[TextModel, str, Sequence[Path], int | None], dict[str, dict[str, Any]]]
 
 
 def evaluate_run(
@@ -36,6 +38,7 @@ def evaluate_run(
     for path in task_files:
         if not path.is_file():
             raise DataError(f"there is no task file {path}", "Name a YAML file of lm-evaluation-harness")
+    run_tasks = _harness() if task_files else None
     saved = find_model(store, run)
     model = build_model(saved.recipe.model)
     load_weights(store.depot, saved.name, saved.manifest, model)
@@ -54,8 +57,10 @@ def evaluate_run(
             domains=domains(store, text, manifests, precision, max_bytes, progress),
             objective_losses=objective_losses(store, saved, text, manifests, precision, max_bytes, progress),
             probes=probe(text, probes(), precision) if with_probes else [],
-            tasks=_tasks(text, precision, task_files, limit, progress) if task_files else {},
         )
+        if run_tasks:
+            progress("tasks of lm-evaluation-harness")
+            found = replace(found, tasks=run_tasks(text, precision, task_files, limit))
     return found, found.publish(store)
 
 
@@ -69,9 +74,8 @@ def _own_data(store: Store, saved: SavedModel) -> list[str]:
     return found
 
 
-def _tasks(
-    model: TextModel, precision: str, files: Sequence[Path], limit: int | None, progress: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
+def _harness() -> RunTasks:
+    """What runs tasks of lm-evaluation-harness. Errors: `DataError` where that is not installed."""
     try:
         from bushcraft.train.lm_eval_adapter import run_tasks
     except ImportError as error:
@@ -79,6 +83,4 @@ def _tasks(
             f"--lm-eval needs lm-evaluation-harness, which is not installed ({error})",
             "pip install 'bushcraft[eval]' -c constraints.txt",
         ) from None
-    progress("tasks of lm-evaluation-harness")
-    found: dict[str, dict[str, Any]] = run_tasks(model, precision, files, limit)
-    return found
+    return run_tasks
