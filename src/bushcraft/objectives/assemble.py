@@ -2,7 +2,8 @@
 
 All examples of a batch stand one after the other in one long row for each side, so no example is cut or padded, and
 whatever lengths were drawn only the end of the row is padding. Its length is a multiple of a quantum, so that there
-are few different ones. The padding is a last segment: nobody outside sees it, and nothing is predicted in it.
+are few different ones; if none is given, of one that follows from the tokens of that side, since one side may be a
+fraction of the other. The padding is a last segment: nobody outside sees it, and nothing is predicted in it.
 
 Shapes: N examples, T positions of a row.
 """
@@ -20,8 +21,12 @@ from bushcraft.objectives.batch import Batch
 from bushcraft.objectives.examples import Examples
 from bushcraft.objectives.texts import Ints
 
+QUANTA = 64
+"""A row is padded by less than this part of its tokens, or by less than `SMALLEST_QUANTUM` where they are few."""
+SMALLEST_QUANTUM = 8
 
-def decoder_batch(examples: Examples, quantum: int) -> Batch:
+
+def decoder_batch(examples: Examples, quantum: int | None = None) -> Batch:
     """Inputs and targets of an example are one text: the last input predicts the first target."""
     n = len(examples)
     lengths = np.stack([examples.input_length, examples.target_length], 1).reshape(-1)
@@ -44,7 +49,7 @@ def decoder_batch(examples: Examples, quantum: int) -> Batch:
     )
 
 
-def encoder_decoder_batch(examples: Examples, separator: int, quantum: int) -> Batch:
+def encoder_decoder_batch(examples: Examples, separator: int, quantum: int | None = None) -> Batch:
     """The encoder reads the inputs; the decoder begins with the separator and predicts the targets."""
     weights = np.ones(len(examples.targets), np.float32) if examples.weights is None else examples.weights
     tokens = np.empty(len(examples.targets), np.int32)
@@ -60,7 +65,7 @@ def encoder_decoder_batch(examples: Examples, separator: int, quantum: int) -> B
     )
 
 
-def _row(values: NDArray[Any], quantum: int) -> Tensor:
+def _row(values: NDArray[Any], quantum: int | None) -> Tensor:
     """(1, T), int64 or float32, zeros at its end."""
     dtype = torch.float32 if values.dtype == np.float32 else torch.int64
     row = torch.zeros(1, _padded(len(values), quantum), dtype=dtype)
@@ -68,7 +73,7 @@ def _row(values: NDArray[Any], quantum: int) -> Tensor:
     return row
 
 
-def _segments(length: Ints, prefix: Ints, quantum: int) -> Segments:
+def _segments(length: Ints, prefix: Ints, quantum: int | None) -> Segments:
     """Of the examples and of the padding behind them, which may be empty."""
     total = int(length.sum())
     length = np.append(length, _padded(total, quantum) - total)
@@ -77,5 +82,8 @@ def _segments(length: Ints, prefix: Ints, quantum: int) -> Segments:
     return Segments(row=row, start=start, prefix_length=prefix_length, length=length_)
 
 
-def _padded(n: int, quantum: int) -> int:
+def _padded(n: int, quantum: int | None) -> int:
+    """`n` rounded up; by default to a multiple of the largest power of two in its `QUANTA`-th part."""
+    if quantum is None:
+        quantum = max(SMALLEST_QUANTUM, 1 << max(0, (n // QUANTA).bit_length() - 1))
     return max(1, -(-n // quantum)) * quantum

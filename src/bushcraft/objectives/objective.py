@@ -21,9 +21,6 @@ from bushcraft.objectives.span_corruption import Denoisers, corrupted
 from bushcraft.objectives.special import SpecialTokens
 from bushcraft.objectives.texts import Ints, Texts, texts
 
-QUANTA = 128
-"""A row's length is a multiple of about this part of the tokens that it is made of: a half of it is padding."""
-SMALLEST_QUANTUM = 8
 Architecture = Literal["decoder", "encoder_decoder"]
 
 
@@ -125,18 +122,11 @@ def batch_of(objective: Objective, rows: Rows, begin: int, architecture: Archite
             case Prefix(seed):
                 return prefix(rows, begin, seed)
     examples = objective.examples(texts(rows, begin))
-    quantum = _quantum(rows)
     if architecture == "decoder":
-        return decoder_batch(examples, quantum)
-    return encoder_decoder_batch(examples, separator, quantum)
+        return decoder_batch(examples)
+    return encoder_decoder_batch(examples, separator)
 
 
 def makes_long_rows(objective: Objective, architecture: Architecture) -> bool:
     """Whether batches are long rows, whose length differs."""
     return architecture == "encoder_decoder" or not isinstance(objective, Causal | Prefix)
-
-
-def _quantum(rows: Rows) -> int:
-    """The power of two below `QUANTA`'s part of the tokens."""
-    n_tokens: int = rows.tokens.shape[0] * (rows.tokens.shape[1] - 1)
-    return max(SMALLEST_QUANTUM, 1 << max(0, (n_tokens // QUANTA).bit_length() - 1))
