@@ -1,9 +1,16 @@
 """Every architecture and objective trains in a real run, falls in loss, and goes on to the same bits."""
 
+import numpy as np
 import pytest
 
+from bushcraft.objectives.objective import ObjectiveMixture
+from bushcraft.objectives.special import MODES, special_tokens
 from bushcraft.store.workspace import Store
 from bushcraft.train.compare import compare
+from bushcraft.train.objective import build_objective
+from bushcraft.train.recipe import Recipe
+from bushcraft.train.resolve import load_recipe
+from bushcraft.train.run_record import present_weights
 from tests.train.conftest import events_of, train, train_and_stop
 from tests.train.saved_model import save_model
 
@@ -96,3 +103,22 @@ def test_weights_of_a_model_with_another_tokenizer_are_refused(text_store: Store
     assert "has another tokenizer than run.start_from" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (text_store.runs / "mismatched").exists()
+
+
+def test_the_order_in_which_parts_are_written_changes_nothing() -> None:
+    parts = ["objective.parts.b.kind=prefix", "objective.parts.a.kind=ul2"]
+    special = special_tokens({}, 512, 0, 100, MODES["released"])
+
+    def part_of(settings: list[str]) -> list[int]:
+        recipe = load_recipe("smoke", ["objective.kind=mixture", *settings]).recipe
+        stored = Recipe.from_json(recipe.to_json())
+        found = []
+        for each in (recipe, stored):
+            objective = build_objective(each, special, ((0, present_weights(each)),))
+            assert isinstance(objective, ObjectiveMixture)
+            assert [*objective.parts] == ["a", "b"]
+            found.append(objective.part(np.arange(20)).tolist())
+        assert found[0] == found[1]
+        return found[0]
+
+    assert part_of(parts) == part_of(parts[::-1])

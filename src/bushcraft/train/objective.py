@@ -64,11 +64,16 @@ def check_vocabulary(recipe: Recipe, special: SpecialTokens) -> None:
 
 
 def build_objective(recipe: Recipe, special: DatasetTokens, weights: Weights) -> Objective:
-    """The recipe's objective; `weights` of its parts, if it is a mixture."""
+    """The recipe's objective; `weights` of its parts, if it is a mixture.
+
+    Its parts are taken in the order of their names, as a stored recipe has them, whatever the order in a file.
+    """
     config = recipe.objective
     if config.kind != "mixture":
         return _single(config, recipe, special)
-    return ObjectiveMixture({name: _single(part, recipe, special) for name, part in config.parts.items()}, weights)
+    return ObjectiveMixture(
+        {name: _single(part, recipe, special) for name, part in sorted(config.parts.items())}, weights
+    )
 
 
 def microbatches(recipe: Recipe, objective: Objective, separator: int, rows: Rows, begin: int) -> list[Batch]:
