@@ -34,7 +34,9 @@ RECIPES = {
     "encdec-tiny-span": "encoder-decoder, span corruption",
     "encdec-tiny-ul2": "encoder-decoder, UL2",
 }
-MINUTES = 2.2
+MINUTES = {"encdec-tiny-ul2": 1.7}
+"""Of training; the evaluation at the end, which reads each window's context through the encoder, takes longer there."""
+OTHER_MINUTES = 2.2
 LIMIT_MINUTES = 3.0
 SHORT = ("run.sequences=48", "checkpoint.every_sequences=8", "data.sources.python.dataset=code")
 CODE = Path(__file__).parents[1] / "src"
@@ -62,12 +64,12 @@ def main() -> None:
     options.add_argument("--quick", action="store_true", help="a fifth of the minutes")
     options.add_argument("--store", type=Path, help="a store that may have the data set `python` already")
     chosen = options.parse_args()
-    minutes = MINUTES / 5 if chosen.quick else MINUTES
+    share = 0.2 if chosen.quick else 1.0
     with tempfile.TemporaryDirectory() as directory:
         root = chosen.store or Path(directory) / "store"
         store = Store.open(root) if root.exists() else Store.create(root)
         build_data(store)
-        found = [trained(store, recipe, minutes) for recipe in RECIPES]
+        found = [trained(store, recipe, share * MINUTES.get(recipe, OTHER_MINUTES)) for recipe in RECIPES]
     for each in found:
         for sample in each.samples:
             print(f"\n{each.recipe}: {sample['prompt']}⟶{sample['text']}")
