@@ -17,8 +17,10 @@ from torch import Tensor
 
 from bushcraft.model.attention_pieces import Rule
 
-BLOCK = {torch.float32: 64, torch.bfloat16: 128}
-"""Queries at once; half a block of each block's edges is computed in vain."""
+BLOCK = {torch.float32: 64, torch.bfloat16: 256}
+"""Queries at once. Half a block of each edge of a block is computed in vain."""
+WINDOWED_BLOCK = {torch.float32: 64, torch.bfloat16: 128}
+"""A window has two edges."""
 
 Edge = tuple[slice, Tensor]
 """Some of the keys that a block sees, and which of them are hidden from whom, (R, C) bool."""
@@ -86,7 +88,8 @@ def _keys_for_scores(k_nTKE: Tensor, rule: Rule) -> Tensor:
 
 def _blocks(q_nLHE: Tensor, k_nTKE: Tensor, rule: Rule) -> Iterator[tuple[slice, slice, list[Edge]]]:
     """Blocks of queries, the keys that one of them sees, and the edges of these keys."""
-    length, n_keys, block = q_nLHE.shape[1], k_nTKE.shape[1], BLOCK[q_nLHE.dtype]
+    length, n_keys = q_nLHE.shape[1], k_nTKE.shape[1]
+    block = (BLOCK if rule.window is None else WINDOWED_BLOCK)[q_nLHE.dtype]
     back, ahead = rule.reach(length, n_keys)
     for begin in range(0, length, block):
         size = min(block, length - begin)

@@ -23,8 +23,8 @@ from bushcraft.model.attention_pieces import Rule, narrower, trimmed
 BF16, FP32 = torch.bfloat16, torch.float32
 FORWARD_BY_BLOCKS = {(BF16, True): range(192, 641), (FP32, True): range(384, 641)}
 BACKWARD_BY_BLOCKS = {
-    (BF16, True): range(192, 2049),
-    (BF16, False): range(192, 2049),
+    (BF16, True): range(64, 2049),
+    (BF16, False): range(64, 2049),
     (FP32, True): range(384, 641),
 }
 """Keys of a piece, by dtype and whether it is causal, for which products by blocks beat the flash kernel: in bf16 by up
