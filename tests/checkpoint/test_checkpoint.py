@@ -77,13 +77,47 @@ def test_newest_whole_checkpoint_is_found_behind_damaged_ones(depot: Depot) -> N
     assert found is not None
     assert found[0] == names[1]
     assert [name for name, _ in passed] == [names[3], names[2]]
+    assert all(error.message.endswith("; the checkpoint of position 16 is whole") for _, error in passed)
+    assert "(tensor a)" in passed[0][1].message
+
+
+def test_a_checkpoint_that_misses_objects_is_told_by_its_tensors(depot: Depot) -> None:
+    """Five tensors lie in one object."""
+    good = _save(depot, 8, {"a": torch.zeros(4)})
+    bad = _save(depot, 16, {name: torch.ones(4) for name in "abcde"})
+    missing = read_manifest(depot, bad).tensors["a"].chunks[0].object
+    depot.path(missing).unlink()
+    told: list[str] = []
+    found = newest(depot, "r", lambda _, error: told.append(error.message))
+    assert found is not None
+    assert found[0] == good
+    assert told == [
+        f"object {missing} is missing in depot {depot.root} (tensors a, b and 3 more); "
+        "the checkpoint of position 8 is whole"
+    ]
+
+
+def test_ranks_bring_their_own_way_to_verify(depot: Depot) -> None:
+    _save(depot, 8)
+    newer = _save(depot, 16)
+
+    def verified(depot: Depot, name: str) -> CheckpointManifest:
+        if name == newer:
+            raise CorruptObjectError("another rank found damage")
+        return verify(depot, name, share=(0, 2))[0]
+
+    found = newest(depot, "r", lambda *_: None, verified)
+    assert found is not None
+    assert found[1].position == 8
 
 
 def test_run_without_a_whole_checkpoint_is_refused_not_begun_anew(depot: Depot) -> None:
     name = _save(depot, 8)
     depot.path(name).unlink()
+    told: list[str] = []
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
-        newest(depot, "r", lambda *_: None)
+        newest(depot, "r", lambda _, error: told.append(error.message))
+    assert told == [f"object {name} is missing in depot {depot.root}; no older one is whole"]
     assert newest(depot, "another", lambda *_: None) is None
 
 

@@ -1,5 +1,6 @@
 """Weights go into a model of their own architecture only, and what does not fit is named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from bushcraft.errors import CheckpointError
 from bushcraft.model.config import ModelConfig
 from bushcraft.model.initialise import initialise
 from bushcraft.model.transformer import Model, build_model
+from bushcraft.parallel.box import Part
 from bushcraft.store.workspace import Store
+from tests.checkpoint.layouts import ranks_of
 
 SMALL = ModelConfig(vocab_size=16, d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, d_ff=8)
 
@@ -67,3 +70,43 @@ def test_a_vocabulary_may_grow_and_keeps_what_its_new_rows_hold(saved: tuple[Sto
     new = dict(model.named_parameters())["embedding.weight"]
     assert torch.equal(new[:16], dict(filled(1).named_parameters())["embedding.weight"])
     assert torch.equal(new[16:], dict(fresh.named_parameters())["embedding.weight"][16:])
+
+
+def parts_of(model: Model, grid_rank: int, n_ranks: int) -> dict[str, Part]:
+    """What a rank holds of the model, cut along the first dimension."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        part = ranks_of(parameter.data, (n_ranks, *[1] * (parameter.ndim - 1)))[grid_rank]
+        found[name] = replace(part, tensor=part.tensor.clone())
+    return found
+
+
+def test_each_rank_fills_its_parts(saved: tuple[Store, CheckpointManifest]) -> None:
+    store, manifest = saved
+    for rank in range(3):
+        parts = parts_of(filled(2), rank, 3)
+        load_weights(store.depot, "f" * 64, manifest, parts)
+        for name, expected in parts_of(filled(1), rank, 3).items():
+            assert torch.equal(parts[name].tensor, expected.tensor)
+
+
+def test_a_rank_may_hold_some_tensors_only_but_none_that_is_not_there(saved: tuple[Store, CheckpointManifest]) -> None:
+    store, manifest = saved
+    part = parts_of(filled(2), 0, 1)["embedding.weight"]
+    load_weights(store.depot, "f" * 64, manifest, {"embedding.weight": part})
+    with pytest.raises(CheckpointError, match=r"ffffffffffff is of another architecture: it misses the tensor another"):
+        load_weights(store.depot, "f" * 64, manifest, {"embedding.weight": part, "another": part})
+
+
+def test_a_vocabulary_grows_in_parts_as_it_does_whole(saved: tuple[Store, CheckpointManifest]) -> None:
+    """16 rows are there; of 40 the third and fourth of four ranks hold none, the second some."""
+    store, manifest = saved
+    whole = filled(2, vocab_size=40)
+    load_weights(store.depot, "f" * 64, manifest, whole, grow_vocabulary=True)
+    for rank in range(4):
+        parts = parts_of(filled(2, vocab_size=40), rank, 4)
+        load_weights(store.depot, "f" * 64, manifest, parts, grow_vocabulary=True)
+        for name, expected in parts_of(whole, rank, 4).items():
+            assert torch.equal(parts[name].tensor, expected.tensor)
+    with pytest.raises(CheckpointError, match=r"tensor embedding.weight is float32\[16, 8\], the model wants float32"):
+        load_weights(store.depot, "f" * 64, manifest, parts)

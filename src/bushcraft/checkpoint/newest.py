@@ -13,13 +13,14 @@ def checkpoints(depot: Depot, run: str) -> list[tuple[int, str]]:
     return list(depot.history(f"checkpoints/{run}"))
 
 
-def verify(depot: Depot, name: str) -> tuple[CheckpointManifest, int]:
+def verify(depot: Depot, name: str, share: tuple[int, int] = (0, 1)) -> tuple[CheckpointManifest, int]:
     """Check all that the manifest names; (manifest, bytes read).
 
+    With a `share` (rank, world size) each rank reads its part of the tensors, and all together read all.
     Errors: `CorruptObjectError` or `StoreError` for the first thing that is damaged or missing.
     """
     manifest = read_manifest(depot, name)
-    n_bytes = verify_tensors(depot, manifest.tensors)
+    n_bytes = verify_tensors(depot, manifest.tensors, share=share)
     tokenizer = [manifest.tokenizer.object] if manifest.tokenizer else []
     for other in (manifest.ledger, manifest.code, *manifest.datasets.values(), *tokenizer):
         depot.verify(other)
@@ -27,23 +28,36 @@ def verify(depot: Depot, name: str) -> tuple[CheckpointManifest, int]:
     return manifest, n_bytes
 
 
-def newest(
-    depot: Depot, run: str, unusable: Callable[[str, BushcraftError], None]
-) -> tuple[str, CheckpointManifest] | None:
-    """The newest verified checkpoint, or None if the run has none; `unusable` hears of each that was passed over.
+def _verified(depot: Depot, name: str) -> CheckpointManifest:
+    return verify(depot, name)[0]
 
+
+def newest(
+    depot: Depot,
+    run: str,
+    unusable: Callable[[str, BushcraftError], None],
+    verified: Callable[[Depot, str], CheckpointManifest] = _verified,
+) -> tuple[str, CheckpointManifest] | None:
+    """The newest verified checkpoint, or None if the run has none.
+
+    `unusable` hears of each that was passed over: why, and which older one serves. `verified` checks a checkpoint and
+    reads its manifest: ranks that share the work bring one on whose outcome they agree.
     Errors: `CheckpointError` if the run has checkpoints and none of them is whole.
     """
-    passed = 0
+    passed: list[tuple[str, BushcraftError]] = []
+    found = None
     for _, name in checkpoints(depot, run):
         try:
-            return name, verify(depot, name)[0]
+            found = name, verified(depot, name)
+            break
         except (StoreError, CheckpointError) as error:
-            passed += 1
-            unusable(name, error)
-    if passed:
+            passed.append((name, error))
+    serves = f"the checkpoint of position {found[1].position} is whole" if found else "no older one is whole"
+    for name, why in passed:
+        unusable(name, type(why)(f"{why.message}; {serves}", why.next_step))
+    if passed and not found:
         raise CheckpointError(
-            f"none of the {passed} checkpoints of run {run!r} is whole",
+            f"none of the {len(passed)} checkpoints of run {run!r} is whole",
             "Restore their objects from a copy of the depot, or train anew by --set run.name=NAME",
         )
-    return None
+    return found

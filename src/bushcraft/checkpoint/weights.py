@@ -1,11 +1,14 @@
 """The weights of a checkpoint into a model: all of them, or one line that says which do not fit."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
-from bushcraft.checkpoint.manifest import CheckpointManifest, read_manifest
+from bushcraft.checkpoint.manifest import CheckpointManifest, TensorEntry, read_manifest
 from bushcraft.checkpoint.newest import newest
-from bushcraft.checkpoint.tensors import load_tensor
+from bushcraft.checkpoint.tensors import load_parts
 from bushcraft.errors import CheckpointError
+from bushcraft.parallel.box import Box, Part
 from bushcraft.store.depot import Depot
 
 PREFIX = "model/"
@@ -27,22 +30,39 @@ def find_checkpoint(depot: Depot, run_or_manifest: str) -> tuple[str, Checkpoint
 
 
 def load_weights(
-    depot: Depot, name: str, manifest: CheckpointManifest, model: nn.Module, grow_vocabulary: bool = False
+    depot: Depot,
+    name: str,
+    manifest: CheckpointManifest,
+    model: nn.Module | Mapping[str, Part],
+    grow_vocabulary: bool = False,
 ) -> None:
-    """Fill `model` from the checkpoint of that object name.
+    """Fill a model, or what a rank holds of one by parameter name, from the checkpoint of that object name.
 
-    With `grow_vocabulary` embeddings may have more rows than there; what is in the others is kept.
+    Of parts, which may be those of one pipeline stage, only what the checkpoint misses is refused; of a model also
+    what is left over. With `grow_vocabulary` embeddings may have more rows than there; what is in the others is kept.
     Errors: `CheckpointError` that names the first tensor that is missing, left over or of another shape;
     `CorruptObjectError`, `StoreError`.
     """
-    wanted = model_tensors(model)
-    check_names(name, manifest, model)
-    for key, target in wanted.items():
-        shape = manifest.tensors[key].shape
-        is_embedding = not {"embedding", "unembedding"}.isdisjoint(key.removeprefix(PREFIX).split("."))
-        if grow_vocabulary and is_embedding and shape[0] < target.shape[0]:
-            target = target[: shape[0]]
-        load_tensor(depot, key.removeprefix(PREFIX), manifest.tensors[key], target)
+    if isinstance(model, nn.Module):
+        check_names(name, manifest, model)
+        parts = {key: Part.whole(parameter.data) for key, parameter in model.named_parameters()}
+    else:
+        parts = dict(model)
+        _check_none(name, {PREFIX + key for key in parts} - set(manifest.tensors), "misses")
+    entries = {key.removeprefix(PREFIX): entry for key, entry in manifest.tensors.items()}
+    if grow_vocabulary:
+        parts = {key: _known_rows(key, part, entries[key]) for key, part in parts.items()}
+    load_parts(depot, entries, parts)
+
+
+def _known_rows(key: str, part: Part, entry: TensorEntry) -> Part:
+    """Of an embedding with more rows than the checkpoint has, the rows that it has; else the part itself."""
+    is_embedding = not {"embedding", "unembedding"}.isdisjoint(key.split("."))
+    if not is_embedding or entry.shape[0] >= part.global_shape[0]:
+        return part
+    shape = (entry.shape[0], *part.global_shape[1:])
+    known = Box.whole(shape).intersection(part.box)
+    return Part(part.tensor[known.within(part.box)], known, shape, part.writes)
 
 
 def check_names(name: str, manifest: CheckpointManifest, model: nn.Module) -> None:

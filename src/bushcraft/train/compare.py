@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from bushcraft.checkpoint.manifest import CheckpointManifest, TensorEntry, read_manifest
+from bushcraft.checkpoint.difference import different_tensors
+from bushcraft.checkpoint.manifest import read_manifest
 from bushcraft.ledger.events import Event
 from bushcraft.ledger.ledger import read_ledger
 from bushcraft.store.workspace import Store
@@ -39,7 +40,7 @@ class Comparison:
 
 
 def compare(store: Store, a: str, b: str) -> Comparison:
-    """Compare two runs of one store. Errors: `RunError`, `StoreError`."""
+    """Compare two runs of one store, which may have been saved at any layouts. Errors: `RunError`, `StoreError`."""
     events = {name: read_ledger(store.runs / name, name) for name in (a, b)}
     found = differences(present_recipe(events[a], a), present_recipe(events[b], b))
     found.pop("run.name", None)
@@ -75,19 +76,10 @@ def _compare_weights(store: Store, a: list[Event], b: list[Event]) -> tuple[int 
     if not common:
         return None, []
     last = max(common)
-    one, other = (_content(read_manifest(store.depot, name)) for name in (saved_a[last], saved_b[last]))
-    return last, sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    one, other = (read_manifest(store.depot, name) for name in (saved_a[last], saved_b[last]))
+    return last, different_tensors(store.depot, one.tensors, other.tensors)
 
 
 def _checkpoints(events: list[Event]) -> dict[int, str]:
     """Position → manifest of the last checkpoint there."""
     return {e.position: e.data["manifest"] for e in events if e.type == "checkpoint" and "unusable" not in e.data}
-
-
-def _content(manifest: CheckpointManifest) -> dict[str, Any]:
-    """Every tensor by what it holds, not by where that is stored."""
-
-    def bits(entry: TensorEntry) -> list[Any]:
-        return [entry.shape, entry.dtype, [(c.offset, c.shape, c.xxh3_128) for c in entry.chunks]]
-
-    return {name: bits(entry) for name, entry in manifest.tensors.items()}
