@@ -16,6 +16,28 @@ CHUNK_LOGITS = 1 << 22
 """Logits held at once: 16 MiB of fp32. Fewer make the products too narrow, more leave the last-level cache."""
 
 
+class Vocabulary:
+    """What a softmax over the vocabulary needs from all of its logits; here all of them are at hand.
+
+    A part of a vocabulary overrides these, and gets from elsewhere what it lacks.
+    """
+
+    def log_sum_exp(self, lse_C: Tensor) -> Tensor:
+        """Of all logits, from that of the logits at hand."""
+        return lse_C
+
+    def of_targets(self, logits_CV: Tensor, targets_C1: Tensor) -> Tensor:
+        """Each target's logit, (C,)."""
+        return logits_CV.gather(1, targets_C1)[:, 0]
+
+    def add_at_targets(self, p_CV: Tensor, targets_C1: Tensor, values_C1: Tensor) -> Tensor:
+        """p[i, target i] += value i, in place."""
+        return p_CV.scatter_add_(1, targets_C1, values_C1)
+
+
+WHOLE_VOCABULARY = Vocabulary()
+
+
 def cross_entropy(
     h_ND: Tensor,
     unembedding_VD: Tensor,
@@ -23,6 +45,7 @@ def cross_entropy(
     weights_N: Tensor,
     z_loss: float = 0.0,
     soft_cap: float | None = None,
+    vocabulary: Vocabulary = WHOLE_VOCABULARY,
 ) -> tuple[Tensor, Tensor]:
     """Sums over the positions, weighted by `weights_N`: nats, and z_loss * logsumexp(logits)**2.
 
@@ -30,26 +53,25 @@ def cross_entropy(
     denominator near 1 (Chowdhery et al. 2022, arXiv:2204.02311, section 5).
     The gradients of the two sums cannot be told apart: both must reach the loss with the same factor.
     """
+    inputs = (h_ND, unembedding_VD, targets_N, weights_N, z_loss, soft_cap, vocabulary)
     if not torch.is_grad_enabled():
-        nll, z, _, _ = _losses(h_ND, unembedding_VD, targets_N, weights_N, z_loss, soft_cap, with_gradients=False)
+        nll, z, _, _ = _losses(*inputs, with_gradients=False)
         return nll, z
-    return _CrossEntropy.apply(h_ND, unembedding_VD, targets_N, weights_N, z_loss, soft_cap)  # type: ignore[no-any-return, no-untyped-call]
+    return _CrossEntropy.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, h_ND: Tensor, w_VD: Tensor, targets_N: Tensor, weights_N: Tensor, z: float, cap: float | None
-    ) -> Any:
-        nll, z_sum, d_h, d_w = _losses(h_ND, w_VD, targets_N, weights_N, z, cap, with_gradients=True)
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        nll, z_sum, d_h, d_w = _losses(*inputs, with_gradients=True)
         ctx.save_for_backward(d_h, d_w)
         ctx.mark_non_differentiable(z_sum)
         return nll, z_sum
 
     @staticmethod
-    def backward(ctx: Any, d_nll: Tensor, _d_z: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(ctx: Any, d_nll: Tensor, _d_z: Tensor) -> tuple[Tensor | None, ...]:
         d_h, d_w = ctx.saved_tensors
-        return d_h * d_nll, d_w * d_nll, None, None, None, None
+        return d_h * d_nll, d_w * d_nll, None, None, None, None, None
 
 
 def _losses(
@@ -59,6 +81,7 @@ def _losses(
     weights_N: Tensor,
     z_loss: float,
     soft_cap: float | None,
+    vocabulary: Vocabulary,
     with_gradients: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     nll, z_sum = h_ND.new_zeros((), dtype=torch.float32), h_ND.new_zeros((), dtype=torch.float32)
@@ -72,14 +95,17 @@ def _losses(
         logits_CV = soft_capped(product(operand(h_CD), factor_VD).float(), soft_cap)
         p_CV = logits_CV.softmax(1)
         # The largest probability is at least 1/V, so its logarithm is exact; a logsumexp would cost another exp each.
-        lse_C = logits_CV.amax(1) - p_CV.amax(1).log()
-        nll += weights_C @ (lse_C - logits_CV.gather(1, targets_C)[:, 0])
+        part_C = logits_CV.amax(1) - p_CV.amax(1).log()
+        lse_C = vocabulary.log_sum_exp(part_C)
+        nll += weights_C @ (lse_C - vocabulary.of_targets(logits_CV, targets_C))
         z_sum += z_loss * (weights_C @ lse_C.square())
         if with_gradients:
             # d logits = weight * (softmax * scale - one-hot), scale = 1 + 2 * z_loss * lse. The factors of a row are
             # taken out of the products, which saves two passes over the logits.
             scale_C1 = (1 + 2 * z_loss * lse_C)[:, None]
-            d_logits_CV = p_CV.scatter_add_(1, targets_C, -1 / scale_C1)
+            if lse_C is not part_C:
+                p_CV.mul_((part_C - lse_C).exp_()[:, None])
+            d_logits_CV = vocabulary.add_at_targets(p_CV, targets_C, -1 / scale_C1)
             if soft_cap is not None:
                 d_logits_CV = d_logits_CV.mul_(1 - (logits_CV / soft_cap).square_())
             d_logits_CV = operand(d_logits_CV)

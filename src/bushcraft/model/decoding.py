@@ -124,7 +124,7 @@ def _read_encoder(decoding: Decoding, layer: Block, x_1ND: Tensor, segments: Seg
 
 def _attend(attention: Attention, q_BHE: Tensor, cache: Cache, seen: slice, places: Places) -> Tensor:
     """What one query a row reads, (B, D)."""
-    read = attend_to_cache(q_BHE, cache, seen, places.hidden, attention.scale, attention.soft_cap)
+    read = attend_to_cache(q_BHE, cache, seen, places.hidden, attention.scores.scale, attention.scores.soft_cap)
     added: Tensor = attention.out(read)
     return added
 

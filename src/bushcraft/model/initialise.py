@@ -15,21 +15,27 @@ WORDS_PER_COUNTER = 4
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Fill all parameters of a `Decoder` in place.
+    """Fill all parameters of a model in place."""
+    for name, parameter in model.named_parameters():
+        shape = tuple(parameter.shape)
+        initialise_box(parameter.data, seed, name, shape, (0,) * len(shape))
+
+
+def initialise_box(tensor: Tensor, seed: int, name: str, shape: tuple[int, ...], offset: tuple[int, ...]) -> None:
+    """Fill in place what lies at `offset` of the parameter of that name and global shape.
 
     Embeddings and matrices are normal with deviation D_in**-0.5 (embeddings: 0.02); projections that write to
     the residual stream are zero, so that each block begins as the identity; norms are one.
     """
-    for name, parameter in model.named_parameters():
-        std = _deviation(name, parameter)
-        with torch.no_grad():
-            if parameter.ndim == 1:
-                parameter.fill_(1.0)
-            elif std == 0.0:
-                parameter.zero_()
-            else:
-                values = normal_slice(seed, name, 0, parameter.numel())
-                parameter.copy_(torch.from_numpy(values).view_as(parameter)).mul_(std)
+    std = _deviation(name, shape)
+    if len(shape) == 1:
+        tensor.fill_(1.0)
+    elif std == 0.0:
+        tensor.zero_()
+    elif tensor.numel():
+        (first, left), (n_rows, n_columns) = offset, tensor.shape
+        values = normal_slice(seed, name, first * shape[1], (first + n_rows) * shape[1])
+        tensor.copy_(torch.from_numpy(values).view(n_rows, shape[1])[:, left : left + n_columns]).mul_(std)
 
 
 def normal_slice(seed: int, name: str, begin: int, end: int) -> NDArray[np.float32]:
@@ -42,10 +48,10 @@ def normal_slice(seed: int, name: str, begin: int, end: int) -> NDArray[np.float
     return torch.special.ndtri(uniform).float().numpy()  # type: ignore[no-any-return]
 
 
-def _deviation(name: str, parameter: Tensor) -> float:
+def _deviation(name: str, shape: tuple[int, ...]) -> float:
     kind = name.split(".")
     if "embedding" in kind or "unembedding" in kind:
         return 0.02
     if kind[-2] in {"out", "down"}:
         return 0.0
-    return float(parameter.shape[-1] ** -0.5)
+    return float(shape[-1] ** -0.5)

@@ -55,6 +55,18 @@ def rotary_angles(positions_BS: Tensor, head_width: int, theta: float) -> Angles
     return angles.cos(), angles.sin()
 
 
+class Scores(nn.Module):
+    """Softmax attention of heads, which has no weights: a module, so that it can be given its heads in another way."""
+
+    def __init__(self, scale: float | None, soft_cap: float | None) -> None:
+        super().__init__()
+        self.scale, self.soft_cap = scale, soft_cap
+
+    def forward(self, q_BSHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, mask: Mask) -> Tensor:
+        """(B, S, H, E)."""
+        return attend(q_BSHE, k_BTKE, v_BTKE, mask, self.scale, self.soft_cap)
+
+
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions and normalised queries and keys.
 
@@ -72,7 +84,7 @@ class Attention(nn.Module):
         super().__init__()
         d, e = config.d_model, config.head_width
         self.head_width = e
-        self.scale, self.soft_cap = config.attention_scale, config.attention_soft_cap
+        self.scores = Scores(config.attention_scale, config.attention_soft_cap)
         self.query = Linear(d, config.n_heads * e)
         self.key = Linear(d, config.n_kv_heads * e)
         self.value = Linear(d, config.n_kv_heads * e)
@@ -93,7 +105,7 @@ class Attention(nn.Module):
 
     def attend(self, q_BSHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, mask: Mask) -> Tensor:
         """What the layer adds to the residual stream, (B, S, D)."""
-        out: Tensor = self.out(attend(q_BSHE, k_BTKE, v_BTKE, mask, self.scale, self.soft_cap).flatten(-2))
+        out: Tensor = self.out(self.scores(q_BSHE, k_BTKE, v_BTKE, mask).flatten(-2))
         return out
 
     def _split(self, x_BSX: Tensor) -> Tensor:

@@ -34,6 +34,11 @@ def compute_precision(precision: str) -> Iterator[None]:
         _precision = before
 
 
+def present_precision() -> str:
+    """What the innermost `compute_precision` set."""
+    return _precision
+
+
 def multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has bf16 matrix products of its own."""
     return device.type != "cpu" or _CPU_MULTIPLIES_BF16
