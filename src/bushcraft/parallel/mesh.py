@@ -23,6 +23,8 @@ class Mesh:
         self._groups: dict[tuple[str, ...], dist.ProcessGroup] = {}
         for axes in (("tensor",), ("context",), ("pipe",), ("shard", "context"), MATRIX_AXES, GRADIENT_AXES):
             self._groups[axes] = self._make(axes)
+        self.ends = self._ends()
+        """The first and the last rank of this one's pipeline, on these two alone."""
 
     def group(self, *axes: str) -> dist.ProcessGroup:
         """The ranks that differ from this one in these axes alone."""
@@ -58,6 +60,15 @@ class Mesh:
             if self.rank in ranks:
                 mine = group
         assert mine is not None
+        return mine
+
+    def _ends(self) -> dist.ProcessGroup | None:
+        mine = None
+        if self.layout.pipe > 1:
+            for first, last in zip(self._ranks[0].flatten().tolist(), self._ranks[-1].flatten().tolist(), strict=True):
+                group = dist.new_group([first, last])
+                if self.rank in (first, last):
+                    mine = group
         return mine
 
 

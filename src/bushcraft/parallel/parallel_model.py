@@ -18,14 +18,16 @@ from bushcraft.model.config import ModelConfig
 from bushcraft.model.cross_entropy import WHOLE_VOCABULARY, cross_entropy
 from bushcraft.model.packed import Packed
 from bushcraft.model.precision import compute_precision, multiplies_bf16
-from bushcraft.model.transformer import Block, Model, build_model
+from bushcraft.model.transformer import Block, Decoder, Model, build_model
 from bushcraft.objectives.batch import Batch
-from bushcraft.parallel.batches import widened
+from bushcraft.parallel.batches import of_one_shape, widened
 from bushcraft.parallel.layout import Coordinate, Layout
 from bushcraft.parallel.mesh import Mesh
+from bushcraft.parallel.pipeline import Pipeline
 from bushcraft.parallel.recompute import Recompute, recompute_layers
 from bushcraft.parallel.rules import local_config, parameter_axes
 from bushcraft.parallel.sequence import cut_model, positions_of, vocabulary_part, whole_positions
+from bushcraft.parallel.stage import COPY, cut_layers
 from bushcraft.parallel.weights import Weights, weights_of
 
 Compile = Callable[[nn.Module], None]
@@ -41,9 +43,10 @@ def whole_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[
 class LossModel(nn.Module):
     """A model with the losses of its objective; both in one, so that what gathers weights gathers those of both."""
 
-    def __init__(self, model: Model, mesh: Mesh | None, vocab_size: int, z_loss: float) -> None:
+    def __init__(self, model: Model, mesh: Mesh | None, vocab_size: int, z_loss: float, is_last: bool) -> None:
         super().__init__()
         self.model = model
+        self._is_last = is_last
         self.z_loss = z_loss
         self._mesh = mesh
         self._vocabulary = (vocabulary_part(mesh, vocab_size) if mesh else None) or WHOLE_VOCABULARY
@@ -55,9 +58,12 @@ class LossModel(nn.Module):
         weights_BS: Tensor,
         segments: Segments,
         encoder: Packed | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Summed nats of this rank's positions, and their z-loss times its coefficient."""
-        h_BSD = self.model(tokens_BS, segments, encoder)
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """Summed nats of this rank's positions, and their z-loss times its coefficient; of a stage of a pipeline that
+        is not the last, hidden states."""
+        h_BSD: Tensor = self.model(tokens_BS, segments, encoder)
+        if not self._is_last:
+            return h_BSD
         if self._mesh is not None:
             h_BSD = whole_positions(h_BSD, self._mesh)
             targets_BS, weights_BS = (positions_of(x, self._mesh) for x in (targets_BS, weights_BS))
@@ -101,9 +107,7 @@ class ParallelModel:
         layout = mesh.layout if mesh else Layout()
         shapes, axes = whole_shapes(config)
         with torch.device("meta"):
-            self.stages = [
-                self._stage(stage, layout, at) for stage in range(at.pipe, layout.n_stages, layout.pipe)
-            ]
+            self.stages = [self._stage(stage, layout, at) for stage in range(at.pipe, layout.n_stages, layout.pipe)]
         for stage in self.stages:
             recompute_layers(stage, settings.recompute)
             if compile_layers is not None:
@@ -114,7 +118,9 @@ class ParallelModel:
                 if isinstance(module, FSDPModule):
                     module.unshard()  # FSDP decides now where the weights lie for good
                     module.reshard()
-        self.weights = weights_of((stage.model for stage in self.stages), shapes, axes, mesh, self._aliases())
+        aliases = {COPY: "embedding.weight"} if layout.n_stages > 1 and config.tie_embeddings else {}
+        self.weights = weights_of((stage.model for stage in self.stages), shapes, axes, mesh, aliases)
+        self._pipeline = Pipeline(self.stages, mesh, config.d_model) if mesh and layout.n_stages > 1 else None
 
     @property
     def layout(self) -> Layout:
@@ -125,9 +131,12 @@ class ParallelModel:
         mean. `batches` are this rank's, equally many on each rank."""
         batches = [widened(batch, self.layout.sequence_parts) for batch in batches]
         with compute_precision(self.settings.precision):
-            if self.layout.n_stages > 1:
-                raise NotImplementedError
-            totals = self._accumulate(batches, n_targets)
+            if self._pipeline:
+                n_rows = max(batch.tokens.shape[0] for batch in batches)
+                inputs = [self._inputs(batch) for batch in of_one_shape(batches, n_rows)]
+                totals = self._pipeline.run(inputs, n_targets)
+            else:
+                totals = self._accumulate(batches, n_targets)
         self.weights.take_gradients()
         return self._over_ranks(totals, n_targets)
 
@@ -157,13 +166,14 @@ class ParallelModel:
         return loss, z
 
     def _stage(self, stage: int, layout: Layout, at: Coordinate) -> LossModel:
-        model = build_model(local_config(self.config, layout, at))
+        config = local_config(self.config, layout, at)
+        model = build_model(config)
+        if isinstance(model, Decoder) and layout.n_stages > 1:
+            cut_layers(model, config, layout, stage)
         if self.mesh is not None:
             cut_model(model, self.mesh, self.config.vocab_size)
-        return LossModel(model, self.mesh, self.config.vocab_size, self.settings.z_loss)
-
-    def _aliases(self) -> dict[str, str]:
-        return {}
+        is_last = stage == layout.n_stages - 1
+        return LossModel(model, self.mesh, self.config.vocab_size, self.settings.z_loss, is_last)
 
     def _fully_shard(self, stage: LossModel) -> None:
         """FSDP over each block, and over what is left of the model."""

@@ -44,7 +44,9 @@ class Weight:
 class Weights:
     """All that a rank holds, by name."""
 
-    def __init__(self, weights: Iterable[Weight], mesh: Mesh | None) -> None:
+    def __init__(self, weights: Iterable[Weight], mesh: Mesh | None, tied: Iterable[str] = ()) -> None:
+        """`tied` are the names of those that the first and the last stage of a pipeline both have."""
+        self.tied = tuple(tied)
         self.by_name = {weight.name: weight for weight in sorted(weights, key=lambda weight: weight.name)}
         self.mesh = mesh
 
@@ -72,6 +74,9 @@ class Weights:
         if self.mesh is not None and self.mesh.layout.tensor > 1:
             copies = [w for w in self.by_name.values() if not is_cut_by_tensor(w.axes)]
             _sum([w.held.grad for w in copies if w.held.grad is not None], self.mesh.group("tensor"))
+        if self.mesh is not None and self.mesh.ends is not None:
+            tied = [self.by_name[name] for name in self.tied if name in self.by_name]
+            _sum([w.held.grad for w in tied if w.held.grad is not None], self.mesh.ends)
 
     def gradient_norm(self) -> float:
         """Of the whole gradient, the same on every rank."""
@@ -129,7 +134,7 @@ def weights_of(
                 counts,
                 counts and at.replicate == 0,
             )
-    return Weights(found.values(), mesh)
+    return Weights(found.values(), mesh, aliases.values())
 
 
 def _sum(tensors: list[Tensor], group: dist.ProcessGroup) -> None:
