@@ -21,6 +21,7 @@ from bushcraft.checkpoint.tensors import (
 from bushcraft.errors import CheckpointError, CorruptObjectError, StoreError
 from bushcraft.parallel.box import Box, Part
 from bushcraft.store.depot import Depot
+from bushcraft.store.incoming import IncomingFile
 from tests.checkpoint.layouts import CountingDepot, filled, layouts, ranks_of, save_by_ranks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
@@ -111,6 +112,27 @@ def test_tensors_share_objects_and_large_ones_are_cut(depot: Depot, monkeypatch:
     assert [len(entry.chunks) for entry in entries.values()] == [4, 1, 1]
     assert len({chunk.object for entry in entries.values() for chunk in entry.chunks}) == 2
     assert verify_tensors(depot, entries) == 256 + 12 + 8
+
+
+@pytest.mark.parametrize("failing", [0, 1, 3])
+def test_a_save_that_cannot_be_published_fails_and_leaves_no_file(
+    depot: Depot, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    monkeypatch.setattr(tensors, "OBJECT_BYTES", 1)
+    n_published = 0
+
+    def put_file(depot: Depot, new: IncomingFile) -> str:
+        nonlocal n_published
+        n_published += 1
+        if n_published == failing + 1:
+            raise StoreError("no space left")
+        return put(depot, new)
+
+    put = Depot.put_file
+    monkeypatch.setattr(Depot, "put_file", put_file)
+    with pytest.raises(StoreError, match="no space left"):
+        save_tensors(depot, {name: torch.ones(4) for name in "abcd"})
+    assert list((depot.root / "incoming").iterdir()) == []
 
 
 def test_chunks_that_do_not_cover_a_tensor_once_are_refused_by_its_name(depot: Depot) -> None:

@@ -5,7 +5,11 @@ chunks that meet its own boxes, and no others.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +23,7 @@ from bushcraft.errors import CheckpointError
 from bushcraft.parallel.box import Box, Part
 from bushcraft.store.depot import Depot
 from bushcraft.store.durable import machine_errors
+from bushcraft.store.incoming import IncomingFile
 
 OBJECT_BYTES = 256 * 1024 * 1024
 """A new object is begun after so many bytes, so that slow stores retry little."""
@@ -35,22 +40,20 @@ def save_parts(depot: Depot, parts: Mapping[str, Part]) -> dict[str, TensorEntry
     `merge_entries` of all ranks' entries gives those of the manifest.
     """
     entries: dict[str, TensorEntry] = {}
-    chunks: dict[str, list[Chunk]] = {}
-    pieces = _pieces(parts, entries)
-    piece = next(pieces, None)
-    while piece is not None:
-        placed: list[tuple[str, Box, int, int, str]] = []
-        size = 0
-        with depot.new_file() as new, machine_errors("write", new.path):
-            while piece is not None and size < OBJECT_BYTES:
-                new.write(piece.data)
-                begin, size = size, size + len(piece.data)
-                placed.append((piece.name, piece.box, begin, size, xxhash.xxh3_128_hexdigest(piece.data)))
-                piece = next(pieces, None)
-            stored = depot.put_file(new)
+    written: list[tuple[Future[str], list[_Placed]]] = []
+    with ExitStack() as files, ThreadPoolExecutor(1) as publisher:  # which syncs one object while the next is written
+        for _, pieces in groupby(_pieces(parts, entries), key=lambda piece: piece.object_number):
+            new = files.enter_context(depot.new_file())
+            with machine_errors("write", new.path):
+                placed = [_write(new, piece) for piece in pieces]
+            if written:
+                written[-1][0].result()
+            written.append((publisher.submit(depot.put_file, new), placed))
+    chunks: dict[str, list[Chunk]] = {name: [] for name in entries}
+    for stored, placed in written:
         for name, box, begin, end, checksum in placed:
-            chunks.setdefault(name, []).append(Chunk(box.offset, box.shape, stored, begin, end, checksum))
-    return {name: replace(entry, chunks=tuple(chunks.get(name, ()))) for name, entry in entries.items()}
+            chunks[name].append(Chunk(box.offset, box.shape, stored.result(), begin, end, checksum))
+    return {name: replace(entry, chunks=tuple(chunks[name])) for name, entry in entries.items()}
 
 
 def save_tensors(depot: Depot, tensors: Mapping[str, Tensor]) -> dict[str, TensorEntry]:
@@ -140,23 +143,48 @@ def _not_covered(message: str) -> CheckpointError:
     return CheckpointError(message, "Nothing was published: the checkpoint before it stands. Save at another layout")
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """What becomes one chunk."""
 
     name: str
     box: Box
     data: memoryview
+    object_number: int
+    """Which of the objects it goes to."""
+    begin: int
+    """Where in there."""
+
+
+class _Placed(NamedTuple):
+    """A piece in an object that has no name yet."""
+
+    name: str
+    box: Box
+    begin: int
+    end: int
+    checksum: str
 
 
 def _pieces(parts: Mapping[str, Part], entries: dict[str, TensorEntry]) -> Iterator[_Piece]:
     """What this rank writes, cut into chunks; `entries` is given each tensor, still without them."""
+    object_number = begin = 0
     for name in sorted(parts):
         part = parts[name]
         entries[name] = TensorEntry(part.global_shape, _dtype_name(part.tensor), ())
-        if part.writes and not part.box.is_empty:
-            for box in _row_blocks(part.box, part.tensor.element_size()):
-                yield _Piece(name, box, _bytes_of(part.tensor[box.within(part.box)]))
+        if not part.writes or part.box.is_empty:
+            continue
+        for box in _row_blocks(part.box, part.tensor.element_size()):
+            data = _bytes_of(part.tensor[box.within(part.box)])
+            yield _Piece(name, box, data, object_number, begin)
+            begin += len(data)
+            if begin >= OBJECT_BYTES:
+                object_number, begin = object_number + 1, 0
+
+
+def _write(new: IncomingFile, piece: _Piece) -> _Placed:
+    new.write(piece.data)
+    checksum = xxhash.xxh3_128_hexdigest(piece.data)
+    return _Placed(piece.name, piece.box, piece.begin, piece.begin + len(piece.data), checksum)
 
 
 def _row_blocks(box: Box, element_bytes: int) -> Iterator[Box]:
