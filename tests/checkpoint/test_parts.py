@@ -133,6 +133,7 @@ def test_a_save_that_cannot_be_published_fails_and_leaves_no_file(
     with pytest.raises(StoreError, match="no space left"):
         save_tensors(depot, {name: torch.ones(4) for name in "abcd"})
     assert list((depot.root / "incoming").iterdir()) == []
+    assert n_published == failing + 1  # and none was begun after it
 
 
 def test_chunks_that_do_not_cover_a_tensor_once_are_refused_by_its_name(depot: Depot) -> None:
