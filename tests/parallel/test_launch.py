@@ -62,16 +62,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield start_launcher
     for launcher in launchers:
-        for process in tree(launcher.pid):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        for pid in psutil.pids():
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(pid) == launcher.pid:
+                    os.kill(pid, signal.SIGKILL)
         launcher.communicate(timeout=60)
-
-
-def tree(pid: int) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    return []
 
 
 def until(happened: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -138,22 +133,37 @@ def test_killed_rank_is_named_and_ends_the_others(start: Start, tmp_path: Path) 
     assert all(is_gone(pid) for pid in ranks)
 
 
-def test_rank_that_ignores_sigterm_is_killed_with_what_it_started(start: Start, tmp_path: Path) -> None:
-    program = """
-signal.signal(signal.SIGTERM, lambda *_: Path('asked').touch())
-if rank == 0:
-    import subprocess
-    helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])
-    Path('helper').write_text(str(helper.pid))
-"""
+def test_rank_that_ignores_sigterm_is_killed(start: Start, tmp_path: Path) -> None:
+    program = "signal.signal(signal.SIGTERM, lambda *_: Path(f'asked-{rank}').touch())\n"
     launcher = start(2, program + READY + WAIT, kill_after=0.5)
     ranks = pids(tmp_path, 2)
     os.kill(ranks[1], signal.SIGKILL)
     launcher.communicate(timeout=60)
     assert launcher.returncode == 128 + signal.SIGKILL
-    assert (tmp_path / "asked").exists()
+    assert (tmp_path / "asked-0").exists()
     assert is_gone(ranks[0])
-    until(lambda: is_gone(int((tmp_path / "helper").read_text())))
+
+
+def test_processes_that_a_rank_leaves_behind_end_with_it(start: Start, tmp_path: Path) -> None:
+    program = """
+import subprocess
+helper = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])
+Path(f'ready-{rank}').write_text(str(helper.pid))
+while rank == 0: time.sleep(0.01)
+"""
+    launcher = start(2, program, terminate_after=300.0)
+    helpers = pids(tmp_path, 2)
+    until(lambda: is_gone(helpers[1]))
+    assert launcher.poll() is None
+    assert not is_gone(helpers[0])
+
+
+def test_last_words_of_a_rank_stand_before_how_it_ended(start: Start) -> None:
+    launcher = start(2, "if rank: sys.exit('word\\n' * 20_000 + 'last word')\ntime.sleep(300)")
+    _, stderr = launcher.communicate(timeout=60)
+    lines = stderr.splitlines()
+    assert len(lines) == 20_002
+    assert lines[-2:] == ["[rank 1] last word", "error: rank 1 ended with exit status 1; the other ranks are stopped"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -170,7 +180,8 @@ time.sleep(0.5)
 Path(f'heard-{rank}').write_text(str(heard))
 """
     launcher = start(2, program)
-    pids(tmp_path, 2)
+    ranks = pids(tmp_path, 2)
+    assert [os.getpgid(pid) for pid in ranks] == ranks, "or the terminal would signal them too"
     os.killpg(launcher.pid, number)
     assert launcher.communicate(timeout=60) == ("", "")
     assert launcher.returncode == 0

@@ -71,7 +71,8 @@ def run_ranks(
             raise RunError(f"cannot start rank {len(ranks)}: {command[0]}: {error.strerror}") from error
         finally:
             for rank in ranks:
-                _kill(rank)
+                if rank.process.returncode is None:  # else its id may be another's by now
+                    _kill(rank)
 
 
 def die_with_parent(environment: Mapping[str, str]) -> None:
