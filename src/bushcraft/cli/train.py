@@ -1,16 +1,26 @@
 """`bushcraft train`: train a recipe's run, or go on with it."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bushcraft.cli.options import JsonOption, StoreOption, open_store, print_json
+from bushcraft.parallel.launch import die_with_parent, run_ranks
+from bushcraft.parallel.world import World, join, leave, world_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: commands that need no model do without
     from rich.console import Console
 
     from bushcraft.store.workspace import Store
     from bushcraft.train.recipe import Recipe
+
+RANK_PATIENCE = timedelta(minutes=10)
+"""For the other ranks, at the start and in each collective."""
 
 RecipeArgument = Annotated[
     str | None, typer.Argument(help="A recipe's path, or the name of one that comes along (tiny).")
@@ -33,19 +43,25 @@ def train(
     resolved = load_recipe(recipe, set_ or [])
     if explain:
         return print_explanation(resolved, as_json=json)
+    world = world_of(os.environ)
+    if world is None and (n := resolved.recipe.parallel.asked_ranks) > 1:
+        raise typer.Exit(run_ranks(n, [sys.executable, "-m", "bushcraft.cli", *sys.argv[1:]], os.environ))
     from bushcraft.ledger.ledger import read_ledger
     from bushcraft.train.progress import stdout_console
     from bushcraft.train.report import final_report
     from bushcraft.train.summary import is_finished, summarise
 
     where = open_store(store)
-    console = stdout_console(quiet=json)
+    is_first = world is None or world.rank == 0
+    console = stdout_console(quiet=json or not is_first)
     name = resolved.recipe.run.name
     if is_finished(where.runs, resolved.recipe):
         console.print(f"run {name} is finished; train another one by --set run.name=NAME\n", highlight=False)
         finished = True
     else:
-        finished = _train(where, resolved.recipe, console)
+        finished = _train(where, resolved.recipe, console, world)
+    if not is_first:
+        return None
     if json:
         return print_json(vars(summarise(where.runs, name)))
     if finished:
@@ -53,14 +69,14 @@ def train(
     return None
 
 
-def _train(store: "Store", recipe: "Recipe", console: "Console") -> bool:
+def _train(store: "Store", recipe: "Recipe", console: "Console", world: World | None) -> bool:
     """Train to the end (True) or until somebody asks to stop (False)."""
     from bushcraft.train.open_session import open_session
     from bushcraft.train.stop import StopRequest
     from bushcraft.train.trainer import train as train_session
 
-    with StopRequest().on_signals() as stop:
-        session = open_session(store, recipe, lambda text: console.print(text, highlight=False))
+    with StopRequest().on_signals() as stop, joined(world):
+        session = open_session(store, recipe, lambda text: console.print(text, highlight=False), world)
         try:
             console.print(session.introduction(), highlight=False)
             finished = train_session(session, console, stop) is not None
@@ -72,3 +88,21 @@ def _train(store: "Store", recipe: "Recipe", console: "Console") -> bool:
             where += ", before the last evaluation"
         console.print(f"stopped at {where}; checkpoint written, the same command goes on", highlight=False)
     return finished
+
+
+@contextmanager
+def joined(world: World | None) -> Iterator[None]:
+    """Meet the other ranks, and leave them afterwards. An error that another rank tells ends this one in silence."""
+    if world is None:
+        yield
+        return
+    from bushcraft.parallel.ranks import ElsewhereError
+
+    die_with_parent(os.environ)
+    join(world, "cpu", timeout=RANK_PATIENCE)
+    try:
+        yield
+    except ElsewhereError as error:
+        raise typer.Exit(error.exit_code) from None
+    finally:
+        leave()

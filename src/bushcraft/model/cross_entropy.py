@@ -55,8 +55,7 @@ def cross_entropy(
     """
     inputs = (h_ND, unembedding_VD, targets_N, weights_N, z_loss, soft_cap, vocabulary)
     if not torch.is_grad_enabled():
-        nll, z, _, _ = _losses(*inputs, with_gradients=False)
-        return nll, z
+        return _losses(*inputs, with_gradients=False)[:2]
     return _CrossEntropy.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
 
 

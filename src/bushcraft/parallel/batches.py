@@ -7,6 +7,7 @@ Shapes: B rows, S positions.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ def share(n_sequences: int, n_readers: int, reader: int) -> tuple[int, int]:
 
 
 def microbatch_bounds(n_sequences: int, microbatch_size: int, n_readers: int, reader: int) -> list[tuple[int, int]]:
-    """A reader's microbatches as sequences [begin, end) of the step; equally many for each reader, some perhaps empty."""
+    """A reader's microbatches as sequences [begin, end) of the step; equally many for each reader, some maybe empty."""
     begin, end = share(n_sequences, n_readers, reader)
     if n_readers == 1:
         return [(first, min(first + microbatch_size, end)) for first in range(begin, end, microbatch_size)]
@@ -35,7 +36,7 @@ def microbatch_bounds(n_sequences: int, microbatch_size: int, n_readers: int, re
 
 def n_microbatches(n_sequences: int, microbatch_size: int, n_readers: int) -> int:
     """How many each reader makes of a step."""
-    return -(-(-(-n_sequences // n_readers)) // microbatch_size)
+    return math.ceil(math.ceil(n_sequences / n_readers) / microbatch_size)
 
 
 def without_weight(batch: Batch) -> Batch:

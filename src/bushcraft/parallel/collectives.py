@@ -89,4 +89,5 @@ def _exchange(x: Tensor, cut: int, join: int, group: Group) -> Tensor:
 
 
 def _wait(x: Tensor) -> Tensor:
-    return functional.wait_tensor(x)
+    found: Tensor = functional.wait_tensor(x)  # type: ignore[no-untyped-call]
+    return found

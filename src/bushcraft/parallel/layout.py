@@ -113,7 +113,7 @@ def check_layout(layout: Layout, model: ModelConfig) -> None:
         _refuse(
             f"parallel.pipe = {layout.pipe} times {layout.stages_per_rank} stages is more than model.n_layers = "
             f"{model.n_layers}",
-            [n for n in range(1, most + 1)],
+            list(range(1, most + 1)),
         )
 
 

@@ -54,12 +54,12 @@ class Mesh:
         """Groups along `axes`; all ranks make all of them, in the same order."""
         last = [AXES.index(axis) for axis in axes]
         first = [i for i in range(len(AXES)) if i not in last]
-        mine = None
+        mine: dist.ProcessGroup | None = None
         for ranks in self._ranks.permute(first + last).reshape(-1, self.size(*axes)).tolist():
             group = dist.new_group(ranks)
             if self.rank in ranks:
                 mine = group
-        assert mine is not None
+        assert isinstance(mine, dist.ProcessGroup)
         return mine
 
     def _ends(self) -> dist.ProcessGroup | None:

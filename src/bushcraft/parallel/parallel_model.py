@@ -17,6 +17,7 @@ from bushcraft.model.attention import Segments
 from bushcraft.model.config import ModelConfig
 from bushcraft.model.cross_entropy import WHOLE_VOCABULARY, cross_entropy
 from bushcraft.model.packed import Packed
+from bushcraft.model.parameter_count import parameter_count
 from bushcraft.model.precision import compute_precision, multiplies_bf16
 from bushcraft.model.transformer import Block, Decoder, Model, build_model
 from bushcraft.objectives.batch import Batch
@@ -28,9 +29,9 @@ from bushcraft.parallel.recompute import Recompute, recompute_layers
 from bushcraft.parallel.rules import local_config, parameter_axes
 from bushcraft.parallel.sequence import cut_model, positions_of, vocabulary_part, whole_positions
 from bushcraft.parallel.stage import COPY, cut_layers
-from bushcraft.parallel.weights import Weights, weights_of
+from bushcraft.parallel.weights import weights_of
 
-Compile = Callable[[nn.Module], None]
+Compile = Callable[[Model], None]
 
 
 def whole_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, ...]]]:
@@ -84,9 +85,9 @@ class Settings:
 
     recompute: Recompute = "none"
     reshard: bool = True
-    """Whether a block's gathered weights are dropped after its forward pass, and gathered again in its backward pass."""
+    """Whether a block's gathered weights are dropped after its forward pass, and gathered for its backward pass."""
     reduce_each_microbatch: bool = False
-    """Whether gradients are summed over ranks after each microbatch, so that none is held whole until the step's end."""
+    """Whether gradients are summed over ranks after each microbatch, so that none is held whole until the step ends."""
     z_loss: float = 0.0
     precision: str = "fp32"
 
@@ -121,6 +122,11 @@ class ParallelModel:
         aliases = {COPY: "embedding.weight"} if layout.n_stages > 1 and config.tie_embeddings else {}
         self.weights = weights_of((stage.model for stage in self.stages), shapes, axes, mesh, aliases)
         self._pipeline = Pipeline(self.stages, mesh, config.d_model) if mesh and layout.n_stages > 1 else None
+
+    @property
+    def n_parameters(self) -> int:
+        """Of the whole model."""
+        return parameter_count(self.config).total
 
     @property
     def layout(self) -> Layout:

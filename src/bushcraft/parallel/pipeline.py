@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
-from bushcraft.objectives.batch import Batch
 from bushcraft.parallel.mesh import Mesh
 from bushcraft.parallel.stage import Received
 
@@ -48,8 +47,11 @@ class Pipeline:
     def _scheduled(self, n_microbatches: int, n_rows: int, length: int) -> Any:
         layout, pipe = self._mesh.layout, self._mesh.at.pipe
         hidden = torch.empty(n_rows, length, self._width, device="meta", requires_grad=True)
-        number, loss = torch.empty(1, dtype=torch.int64, device="meta"), torch.empty(1, device="meta", requires_grad=True)
-        stages = []
+        number, loss = (
+            torch.empty(1, dtype=torch.int64, device="meta"),
+            torch.empty(1, device="meta", requires_grad=True),
+        )
+        stages: list[Any] = []
         for i, step in enumerate(self._steps):
             index = pipe + i * layout.pipe
             sent = loss if index == layout.n_stages - 1 else hidden
@@ -81,9 +83,10 @@ class _Stage(nn.Module):
     def forward(self, x: Tensor, number: Tensor) -> Tensor:
         for received in self._received:
             received.x_BSD = x
-        found = self.stage(*self.batches[int(number)])
+        found: Any = self.stage(*self.batches[int(number)])
         if isinstance(found, Tensor):
             return found
         nll, z = found
+        loss: Tensor = (nll + z) / self.n_targets
         self.totals += torch.stack([nll.detach(), z.detach()])
-        return ((nll + z) / self.n_targets).unsqueeze(0)
+        return loss.unsqueeze(0)

@@ -33,13 +33,15 @@ def recompute_layers(model: nn.Module, what: Recompute) -> None:
         return
     for module in model.modules():
         if isinstance(module, Block):
-            module.forward = partial(_checkpointed, what, module.forward)
+            module.forward = partial(_checkpointed, what, module.forward)  # type: ignore[method-assign]
 
 
 def _checkpointed(what: Recompute, forward: Callable[..., Any], *inputs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs)
-    contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if what == "selective" else {}
+    contexts: dict[str, Any] = (
+        {"context_fn": partial(create_selective_checkpoint_contexts, _policy)} if what == "selective" else {}
+    )
     again = partial(_in_precision, precision.present_precision(), forward)
     return checkpoint(again, *inputs, use_reentrant=False, preserve_rng_state=False, **contexts)
 

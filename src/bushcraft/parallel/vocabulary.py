@@ -1,6 +1,7 @@
-"""The vocabulary cut over ranks: a lookup of which each rank knows some rows, and a softmax of which it has some logits.
+"""The vocabulary cut over ranks: each knows some rows of the lookup, and has some logits of the softmax.
 
-Source: Shoeybi et al. 2019 (arXiv:1909.08053), section 3. Shapes: C positions of a chunk, V tokens of this rank's part.
+Source: Shoeybi et al. 2019 (arXiv:1909.08053), section 3.
+Shapes: C positions of a chunk, V tokens of this rank's part.
 """
 
 import torch

@@ -143,5 +143,5 @@ def _sum(tensors: list[Tensor], group: dist.ProcessGroup) -> None:
         return
     joint = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(joint, group=group)
-    for tensor, total in zip(tensors, joint.split([tensor.numel() for tensor in tensors]), strict=True):
+    for tensor, total in zip(tensors, torch.split(joint, [tensor.numel() for tensor in tensors]), strict=True):
         tensor.copy_(total.view_as(tensor))

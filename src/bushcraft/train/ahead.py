@@ -5,25 +5,8 @@ What a step reads follows from its position alone, so nothing is lost when what 
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
-from bushcraft.data.loader import Rows
-from bushcraft.objectives.batch import Batch
-
-
-@dataclass(frozen=True)
-class StepData:
-    """What a step consumes: the positions [begin, until), their rows, and the batches made of them."""
-
-    begin: int
-    until: int
-    rows: Rows
-    batches: list[Batch]
-
-    @property
-    def n_targets(self) -> float:
-        """Of all batches, by their weights; at least one, because losses are divided by it."""
-        return max(1.0, float(sum(batch.loss_weights.sum() for batch in self.batches)))
+from bushcraft.train.step_data import StepData
 
 
 class Ahead:

@@ -3,12 +3,12 @@
 import statistics
 import time
 
-from bushcraft.model.initialise import initialise
-from bushcraft.model.transformer import build_model
+import torch
+
 from bushcraft.objectives.batch import Batch
+from bushcraft.parallel.parallel_model import ParallelModel
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.recipe import Recipe
-from bushcraft.train.step import clip, gradients
 
 WARMUP_STEPS = 2
 MEASURED_STEPS = 7
@@ -20,16 +20,17 @@ which took 14 % of a run of the tiny recipe."""
 def sequences_in(recipe: Recipe, precision: str, batches: list[Batch]) -> int:
     """Sequences that train in `run.minutes`, in whole optimizer steps; at least one step. `batches` are one step's."""
     assert recipe.run.minutes is not None
-    model = build_model(recipe.model)
-    initialise(model, recipe.run.seed)
-    optimizer = Optimizer(model, recipe.optimizer)
+    settings = recipe.parallel.settings(precision, recipe.optimizer.z_loss)
+    model = ParallelModel(recipe.model, None, settings, torch.device("cpu"))
+    model.weights.initialise(recipe.run.seed)
+    optimizer = Optimizer(model.weights, recipe.optimizer)
     seconds = []
     for _ in range(WARMUP_STEPS + MEASURED_STEPS):
         began = time.perf_counter()
-        gradients(model, batches, 1.0, precision, recipe.optimizer.z_loss)
-        clip(list(model.parameters()), recipe.optimizer.clip_norm)
+        model.gradients(batches, 1.0)
+        model.weights.clip(recipe.optimizer.clip_norm)
         optimizer.step(0.0)
-        model.zero_grad()
+        model.weights.zero_gradients()
         seconds.append(time.perf_counter() - began)
     typical = statistics.median(seconds[WARMUP_STEPS:])
     return recipe.run.global_batch_size * max(1, int(MARGIN * 60 * recipe.run.minutes / typical))

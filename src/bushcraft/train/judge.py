@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bushcraft.model.transformer import Model
 from bushcraft.objectives.batch import Batch
 from bushcraft.train.evaluate import heldout_documents
 from bushcraft.train.heldout import score_text
@@ -34,25 +35,33 @@ class Judgement:
 
 
 def judge(session: Session, progress: Progress, max_bytes: int | None, stop: StopRequest) -> Judgement:
-    """Score the held-out documents of the first source; an `evaluation` event. Raises `Stopped` between batches."""
+    """Score the held-out documents of the first source; an `evaluation` event. Raises `Stopped` between batches.
+
+    The first rank scores them, with all weights.
+    """
+    with session.ledger.clock.phase("evaluate"):
+        judgement = session.with_whole_model(lambda model: _scores(session, model, progress, max_bytes, stop))
+    session.ledger.append("evaluation", session.position, durable=True, **vars(judgement))
+    return judgement
+
+
+def _scores(session: Session, model: Model, progress: Progress, max_bytes: int | None, stop: StopRequest) -> Judgement:
     recipe, depot, manifest = session.recipe, session.store.depot, session.sources[0].manifest
     total = max(1, min(manifest.splits["heldout"].n_text_bytes, max_bytes or math.inf))
 
     def nats(batch: Batch) -> Tensor:
         stop.check()
-        return losses(session.model, batch, session.record.precision)[0]
+        return losses(model, batch, session.record.precision)[0]
 
     def busy(n_bytes: int) -> None:
         progress.busy(f"evaluating on held-out text: {100 * n_bytes / total:.0f} %")
 
     loss = None
-    with session.ledger.clock.phase("evaluate"), torch.no_grad():
+    with torch.no_grad():
         documents = heldout_documents(depot, manifest, max_bytes) if manifest.kind == "text" else iter(())
         found = score_text(
-            TextModel.of(session.model, depot, manifest, recipe), session.record.precision, documents, stop.check, busy
+            TextModel.of(model, depot, manifest, recipe), session.record.precision, documents, stop.check, busy
         )
         if recipe.objective.kind != "causal":
             loss = objective_loss(nats, depot, manifest, recipe, recipe.evaluate.heldout_bytes)
-    judgement = Judgement(found.bits_per_byte, found.n_bytes, found.n_documents, loss)
-    session.ledger.append("evaluation", session.position, durable=True, **vars(judgement))
-    return judgement
+    return Judgement(found.bits_per_byte, found.n_bytes, found.n_documents, loss)

@@ -7,11 +7,15 @@ units needs hundreds of times longer for it.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bushcraft.model.precision import multiplies_bf16
+from bushcraft.parallel.matrices import change_whole
+from bushcraft.parallel.mesh import Mesh
+from bushcraft.parallel.weights import Weight
 
 STEPS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -22,20 +26,27 @@ EPS = 1e-7
 
 
 def muon_step(
-    parameters: list[nn.Parameter], buffers: list[Tensor], learning_rate: float, weight_decay: float, momentum: float
+    weights: Sequence[Weight],
+    buffers: list[Tensor],
+    mesh: Mesh | None,
+    learning_rate: float,
+    weight_decay: float,
+    momentum: float,
 ) -> None:
     """Update matrices (rows, columns) from their gradients, in place; `buffers` hold the averaged gradients.
 
-    With Nesterov momentum: the update is of the average as it will be after another such gradient.
+    With Nesterov momentum: the update is of the average as it will be after another such gradient. A rank of `mesh`
+    has parts of the matrices.
     """
     updates = []
-    for parameter, buffer in zip(parameters, buffers, strict=True):
-        assert parameter.grad is not None
-        buffer.lerp_(parameter.grad, 1 - momentum)
-        updates.append(parameter.grad.lerp(buffer, momentum))
-    for parameter, update in zip(parameters, orthogonalised(updates), strict=True):
-        parameter.data.mul_(1 - learning_rate * weight_decay)
-        parameter.data.add_(update, alpha=-learning_rate * RMS_OF_ADAMW * max(parameter.shape) ** 0.5)
+    for weight, buffer in zip(weights, buffers, strict=True):
+        gradient = weight.held.grad
+        assert gradient is not None
+        buffer.lerp_(gradient, 1 - momentum)
+        updates.append(gradient.lerp(buffer, momentum))
+    for weight, update in zip(weights, change_whole(weights, updates, mesh, orthogonalised), strict=True):
+        weight.held.data.mul_(1 - learning_rate * weight_decay)
+        weight.held.data.add_(update, alpha=-learning_rate * RMS_OF_ADAMW * max(weight.shape) ** 0.5)
 
 
 def orthogonalised(matrices: list[Tensor]) -> list[Tensor]:

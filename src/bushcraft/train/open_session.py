@@ -13,16 +13,23 @@ import torch
 import bushcraft
 from bushcraft.checkpoint.code import save_code
 from bushcraft.checkpoint.manifest import CheckpointManifest, read_manifest
-from bushcraft.checkpoint.newest import checkpoints, newest
+from bushcraft.checkpoint.newest import checkpoints, newest, verify
 from bushcraft.checkpoint.weights import check_names, find_checkpoint, load_weights
-from bushcraft.data.loader import SourceData
 from bushcraft.data.manifest import DatasetManifest
 from bushcraft.data.workers import available_cores
 from bushcraft.errors import BushcraftError, CheckpointError, RecipeError, RunError
+from bushcraft.ledger.events import Event
 from bushcraft.ledger.ledger import Ledger, restore_ledger
-from bushcraft.model.initialise import initialise
+from bushcraft.ledger.silent import SilentLedger
 from bushcraft.model.transformer import build_model
 from bushcraft.objectives.objective import makes_long_rows
+from bushcraft.parallel.batches import n_microbatches
+from bushcraft.parallel.layout import Layout, check_layout, check_microbatches
+from bushcraft.parallel.mesh import Mesh
+from bushcraft.parallel.parallel_model import ParallelModel
+from bushcraft.parallel.ranks import Ranks
+from bushcraft.parallel.world import World
+from bushcraft.store.depot import Depot
 from bushcraft.store.workspace import Store
 from bushcraft.train.calibrate import sequences_in
 from bushcraft.train.heap import keep_freed_memory
@@ -40,42 +47,74 @@ from bushcraft.train.run_record import (
     read_record,
 )
 from bushcraft.train.session import Say, Session
+from bushcraft.train.step_data import StepReader
 
 
-def open_session(store: Store, recipe: Recipe, say: Say) -> Session:
-    """The recipe's run, held by this process until `ledger.close`.
+def open_session(store: Store, recipe: Recipe, say: Say, world: World | None = None) -> Session:
+    """The recipe's run, held by this process until `ledger.close`; of a `world` by its first rank for all of them.
 
     Errors: `RecipeError`, `DataError`, `RunError`, `CheckpointError`, `StoreError`.
     """
     keep_freed_memory()
+    layout = recipe.parallel.layout(world.world_size if world else 1)
+    check_layout(layout, recipe.model)
+    n = n_microbatches(recipe.run.global_batch_size, recipe.run.microbatch_size, layout.readers)
+    check_microbatches(layout, n, recipe.run.global_batch_size)
+    ranks = Ranks(world)
+    _check_compiler(recipe)
+    held: list[Ledger] = []
+    try:
+        record, history = ranks.first(lambda: _take_hold(store, recipe, say, held, ranks))
+        ledger = held[0] if held else SilentLedger(recipe.run.name, history)
+        ledger.clock.enter("init")
+        with ledger.clock.phase("load"):
+            found = _find_checkpoint(store, recipe.run.name, ledger, say, ranks)
+        position = found[1].position if found else 0
+        changed = changed_keys(present_recipe(ledger.history, recipe.run.name), recipe)
+        if changed:
+            change = ledger.append("change", position, durable=True, **change_data(recipe, changed))
+            ledger.history.append(change)
+            say(f"from position {position} on: " + ", ".join(f"{k}: {a} → {b}" for k, (a, b) in changed.items()))
+        return _build(store, ledger, ranks, layout, record, recipe, found)
+    except BaseException:
+        for ledger in held:
+            ledger.close()
+        raise
+
+
+def _take_hold(
+    store: Store, recipe: Recipe, say: Say, held: list[Ledger], ranks: Ranks
+) -> tuple[RunRecord, list[Event]]:
+    """What the run was started with, and its history; `held` is given its ledger."""
     name = recipe.run.name
     store.depot.remove_abandoned_files()
-    _check_compiler(recipe)
     datasets = open_datasets(store, recipe)  # before there is a trace of a run that could never train
     check_vocabulary(recipe, objective_tokens(store.depot, next(iter(datasets.values()))[1], recipe.objective))
     _check_name(store, name)
     if not ((store.runs / name).exists() or checkpoints(store.depot, name)):
         _check_first_weights(store, recipe, next(iter(datasets.values()))[1])
     ledger = Ledger.open(store.runs / name, name, store.depot, lambda: _restore_lost_ledger(store, name, say))
-    try:
-        ledger.clock.enter("init")
-        if ledger.history:
-            record = read_record(ledger.history, name)
-            changed = changed_keys(present_recipe(ledger.history, name), recipe)
-            datasets = open_datasets(store, recipe, record.datasets)
-        else:
-            record, changed = first_record(store, recipe, datasets), {}
-            ledger.history.append(ledger.append("run", 0, durable=True, **record.to_data()))
-        with ledger.clock.phase("load"):
-            found = newest(store.depot, name, lambda bad, error: _pass_over(ledger, say, bad, error))
-        position = found[1].position if found else 0
-        if changed:
-            ledger.history.append(ledger.append("change", position, durable=True, **change_data(recipe, changed)))
-            say(f"from position {position} on: " + ", ".join(f"{k}: {a} → {b}" for k, (a, b) in changed.items()))
-        return _build(store, ledger, record, recipe, datasets, found)
-    except BaseException:
-        ledger.close()
-        raise
+    held.append(ledger)
+    ledger.clock.enter("init")
+    if ledger.history:
+        record = read_record(ledger.history, name)
+        changed_keys(present_recipe(ledger.history, name), recipe)  # refused before anything is read
+    else:
+        record = first_record(store, recipe, datasets, ranks)
+        ledger.history.append(ledger.append("run", 0, durable=True, **record.to_data()))
+    return record, ledger.history
+
+
+def _find_checkpoint(
+    store: Store, name: str, ledger: Ledger, say: Say, ranks: Ranks
+) -> tuple[str, CheckpointManifest] | None:
+    """The newest whole checkpoint; each rank reads a part of it."""
+
+    def verified(depot: Depot, checkpoint: str) -> CheckpointManifest:
+        share = (ranks.rank, ranks.world_size)
+        return ranks.together(lambda: verify(depot, checkpoint, share)[0])[0]
+
+    return newest(store.depot, name, lambda bad, error: _pass_over(ledger, say, bad, error), verified)
 
 
 def _check_compiler(recipe: Recipe) -> None:
@@ -110,7 +149,7 @@ def _check_name(store: Store, name: str) -> None:
         )
 
 
-def first_record(store: Store, recipe: Recipe, datasets: Datasets) -> RunRecord:
+def first_record(store: Store, recipe: Recipe, datasets: Datasets, ranks: Ranks) -> RunRecord:
     """Decide what the recipe leaves to the machine, once for the whole run."""
     threads = recipe.run.threads or available_cores()
     torch.set_num_threads(threads)
@@ -130,34 +169,42 @@ def first_record(store: Store, recipe: Recipe, datasets: Datasets) -> RunRecord:
     dataset = next(iter(datasets.values()))[1]
     objective = open_objective(store, recipe, record, dataset, [])
     batches = microbatches(recipe, objective, dataset.separator_id, rows, 0)
-    return dataclasses.replace(record, sequences=sequences_in(recipe, precision, batches))
+    n_machines = ranks.world_size // ranks.local_world_size
+    return dataclasses.replace(record, sequences=n_machines * sequences_in(recipe, precision, batches))
 
 
 def _build(
     store: Store,
     ledger: Ledger,
+    ranks: Ranks,
+    layout: Layout,
     record: RunRecord,
     recipe: Recipe,
-    datasets: Datasets,
     found: tuple[str, CheckpointManifest] | None,
 ) -> Session:
-    torch.set_num_threads(record.threads)
+    torch.set_num_threads(max(1, record.threads // ranks.local_world_size))
+    datasets = open_datasets(store, recipe, record.datasets)
     loader = open_loader(store, recipe, record, datasets, ledger.history)
     objective = open_objective(store, recipe, record, loader.sources[0].manifest, ledger.history)
-    model = build_model(recipe.model)
-    initialise(model, recipe.run.seed)
+    mesh = Mesh(layout, torch.device("cpu")) if ranks.world_size > 1 else None
+    varying = makes_long_rows(objective, recipe.model.kind)
+    parallel = ParallelModel(
+        recipe.model,
+        mesh,
+        recipe.parallel.settings(record.precision, recipe.optimizer.z_loss),
+        torch.device("cpu"),
+        (lambda model: model.compile_layers(varying_length=varying)) if recipe.run.compile else None,
+    )
+    parallel.weights.initialise(recipe.run.seed)
     if record.start_from and not found:
-        load_weights(
-            store.depot, record.start_from, read_manifest(store.depot, record.start_from), model, grow_vocabulary=True
-        )
-    if recipe.run.compile:
-        model.compile_layers(varying_length=makes_long_rows(objective, recipe.model.kind))
-    sources: tuple[SourceData, ...] = loader.sources
-    optimizer = Optimizer(model, recipe.optimizer)
-    session = Session(store, ledger, record, recipe, sources, loader, objective, model, optimizer)
+        first = read_manifest(store.depot, record.start_from)
+        load_weights(store.depot, record.start_from, first, parallel.weights.parts(), grow_vocabulary=True)
+    optimizer = Optimizer(parallel.weights, recipe.optimizer)
+    reader = StepReader(recipe, loader, objective, layout, layout.coordinate(ranks.rank))
+    session = Session(store, ledger, ranks, record, recipe, reader, parallel, optimizer)
     if found:
         with ledger.clock.phase("load"):
-            session.restore(*found)
+            ranks.together(lambda: session.restore(*found))
     ledger.append("start", session.position, durable=True, checkpoint=session.checkpoint, step=session.step)
     return session
 

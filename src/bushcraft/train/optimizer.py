@@ -7,8 +7,10 @@ matrices inside of the model follow Muon, and what is left (embeddings, vectors)
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from bushcraft.parallel.box import Part
+from bushcraft.parallel.weights import Weight, Weights
 from bushcraft.train.muon import muon_step
 from bushcraft.train.recipe import OptimizerConfig
 
@@ -17,23 +19,22 @@ MUON_STATE = "momentum"
 
 
 class Optimizer:
-    """The optimizer of one model: set the rate and step, read and write the state by parameter name."""
+    """The optimizer of what a rank holds of a model: set the rate and step, read and write the state by name."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
-        self._config = config
-        parameters = dict(model.named_parameters())
-        self._muon = {n: p for n, p in parameters.items() if config.name == "muon" and _is_inner_matrix(n, p)}
+    def __init__(self, weights: Weights, config: OptimizerConfig) -> None:
+        self._config, self._mesh = config, weights.mesh
+        held = weights.by_name
+        self._muon = {n: w for n, w in held.items() if config.name == "muon" and _is_inner_matrix(w)}
         self._momentum: dict[str, Tensor] = {}
-        self._adamw_parameters = {n: p for n, p in parameters.items() if n not in self._muon}
-        others = self._adamw_parameters.values()
+        self._others = {n: w for n, w in held.items() if n not in self._muon}
+        matrices: dict[str, Any] = {"params": [w.held for w in self._others.values() if len(w.shape) >= 2]}
+        vectors = {"params": [w.held for w in self._others.values() if len(w.shape) < 2], "weight_decay": 0.0}
         self._adamw = torch.optim.AdamW(
-            [
-                {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
-                {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
-            ],
+            [matrices, vectors],
             lr=config.learning_rate,
             betas=config.betas,
             eps=config.eps,
+            weight_decay=config.weight_decay,
             fused=True,  # one pass over memory a parameter
         )
 
@@ -44,20 +45,20 @@ class Optimizer:
         self._adamw.step()
         if self._muon:
             if not self._momentum:
-                self._momentum = {n: torch.zeros_like(p) for n, p in self._muon.items()}
-            config, parameters, buffers = self._config, list(self._muon.values()), list(self._momentum.values())
-            muon_step(parameters, buffers, learning_rate, config.weight_decay, config.momentum)
+                self._momentum = {n: torch.zeros_like(w.held.data) for n, w in self._muon.items()}
+            config, weights, buffers = self._config, list(self._muon.values()), list(self._momentum.values())
+            muon_step(weights, buffers, self._mesh, learning_rate, config.weight_decay, config.momentum)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def parts(self) -> dict[str, Part]:
         """AdamW's averages as "exp_avg/NAME" and "exp_avg_sq/NAME", Muon's as "momentum/NAME"; none before a step."""
         state = self._adamw.state
         averages = {
-            f"{kind}/{n}": state[p][kind]
-            for n, p in self._adamw_parameters.items()
-            if p in state
+            f"{kind}/{n}": w.part(state[w.held][kind])
+            for n, w in self._others.items()
+            if w.held in state
             for kind in ADAMW_STATE
         }
-        return averages | {f"{MUON_STATE}/{n}": buffer for n, buffer in self._momentum.items()}
+        return averages | {f"{MUON_STATE}/{n}": self._muon[n].part(buffer) for n, buffer in self._momentum.items()}
 
     def scalars(self) -> dict[str, Any]:
         """How many steps were made, which AdamW's bias correction needs."""
@@ -65,17 +66,17 @@ class Optimizer:
         assert len(steps) <= 1
         return {"step": steps.pop()} if steps else {}
 
-    def prepare(self, scalars: dict[str, Any]) -> dict[str, Tensor]:
+    def prepare(self, scalars: dict[str, Any]) -> dict[str, Part]:
         """Make the state of that many steps, and give its tensors by name, to be filled."""
-        for parameter in self._adamw_parameters.values():
-            self._adamw.state[parameter] = {
+        for weight in self._others.values():
+            self._adamw.state[weight.held] = {
                 "step": torch.tensor(scalars["step"], dtype=torch.float32),
-                **{kind: torch.zeros_like(parameter) for kind in ADAMW_STATE},
+                **{kind: torch.zeros_like(weight.held.data) for kind in ADAMW_STATE},
             }
-        self._momentum = {n: torch.zeros_like(p) for n, p in self._muon.items()}
-        return self.tensors()
+        self._momentum = {n: torch.zeros_like(w.held.data) for n, w in self._muon.items()}
+        return self.parts()
 
 
-def _is_inner_matrix(name: str, parameter: Tensor) -> bool:
+def _is_inner_matrix(weight: Weight) -> bool:
     """Embeddings are tables of vectors: their rows are not mixed by any input, so there is nothing to make equal."""
-    return parameter.ndim == 2 and not {"embedding", "unembedding"} & set(name.split("."))
+    return len(weight.shape) == 2 and not {"embedding", "unembedding"} & set(weight.name.split("."))

@@ -1,22 +1,22 @@
 """The receipt: a rolling digest of what a run has consumed, the same whatever machine consumed it.
 
-receipt(k) = BLAKE3(receipt(k-1) ‖ first position ‖ last position + 1 ‖ digest of the sequences), from 32 zero
-bytes on. Two runs with equal receipts at a position have read the same tokens in the same order up to it.
+receipt(k) = BLAKE3(receipt(k-1) ‖ first position ‖ last position + 1 ‖ digests of the sequences), from 32 zero
+bytes on. Each sequence has a digest of its own, so that ranks can each read some of them.
+Two runs with equal receipts at a position have read the same tokens in the same order up to it.
 """
 
 from blake3 import blake3
 
-from bushcraft.data.loader import Rows
 from bushcraft.errors import RunError
 from bushcraft.ledger.events import Event
 
 EMPTY = "0" * 64
 
 
-def extend(receipt: str, begin: int, end: int, rows: Rows) -> str:
-    """The receipt after a step that consumed `rows` at positions [begin, end), hexadecimal."""
+def extend(receipt: str, begin: int, end: int, digests: bytes) -> str:
+    """The receipt after a step that consumed positions [begin, end), by `Rows.digests` of all of them; hexadecimal."""
     place = begin.to_bytes(8, "little") + end.to_bytes(8, "little")
-    return blake3(bytes.fromhex(receipt) + place + rows.digest()).hexdigest()
+    return blake3(bytes.fromhex(receipt) + place + digests).hexdigest()
 
 
 def receipts(events: list[Event]) -> dict[int, str]:

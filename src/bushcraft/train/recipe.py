@@ -16,6 +16,7 @@ from bushcraft.model.config import ModelConfig
 from bushcraft.train import overrides as written_by_user
 from bushcraft.train.objective_config import ObjectiveConfig
 from bushcraft.train.overrides import Table, Written
+from bushcraft.train.parallel_config import ParallelConfig
 from bushcraft.train.section import Beta, Count, CountOrZero, Fraction, Positive, Section
 
 RUN_LENGTHS = ("run.sequences", "run.tokens", "run.minutes")
@@ -42,7 +43,8 @@ class RunConfig(Section):
     global_batch_size: Count
     """Sequences per optimizer step, over all devices."""
     microbatch_size: Count
-    """Sequences per forward and backward pass: as many as memory takes. It divides global_batch_size."""
+    """Sequences per forward and backward pass of a rank, at most: as many as memory takes. It divides
+    global_batch_size."""
     sequence_length: Count
     """Tokens per sequence."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -199,6 +201,7 @@ class Recipe(Section):
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 

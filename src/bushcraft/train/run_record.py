@@ -14,7 +14,7 @@ from bushcraft.errors import RunError
 from bushcraft.ledger.events import Event
 from bushcraft.train.recipe import Recipe, differences
 
-FREE = ("run.microbatch_size", "checkpoint.", "evaluate.", "data.cache_mib")
+FREE = ("run.microbatch_size", "parallel.", "checkpoint.", "evaluate.", "data.cache_mib")
 """What may change at any time: it changes neither what is consumed nor when."""
 ORDERED = ("run.global_batch_size",)
 """What may change, as a record that starts at a position. So may the weight of each source and each objective."""

@@ -1,25 +1,30 @@
-"""The state of a run in one process: weights, optimizer, position, receipt; how it is saved and restored."""
+"""The state of a run as a rank has it: weights, optimizer, position, receipt; how it is saved and restored."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bushcraft.checkpoint.manifest import CheckpointManifest, write_manifest
-from bushcraft.checkpoint.tensors import load_tensor, save_tensors
-from bushcraft.checkpoint.weights import load_weights, model_tensors
-from bushcraft.data.loader import Loader, Rows, SourceData
+from bushcraft.checkpoint.tensors import load_parts, merge_entries, save_parts
+from bushcraft.checkpoint.weights import PREFIX, load_weights
+from bushcraft.data.loader import Loader, SourceData
+from bushcraft.errors import CheckpointError
 from bushcraft.ledger.ledger import Ledger
 from bushcraft.model.transformer import Model
-from bushcraft.objectives.batch import Batch
-from bushcraft.objectives.objective import Objective
+from bushcraft.parallel.parallel_model import ParallelModel
+from bushcraft.parallel.ranks import Ranks
+from bushcraft.parallel.whole_model import whole_model
 from bushcraft.store.workspace import Store
-from bushcraft.train.objective import microbatches
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.receipt import EMPTY
 from bushcraft.train.recipe import Recipe
 from bushcraft.train.run_record import RunRecord
+from bushcraft.train.step_data import StepReader
 
 Say = Callable[[str], None]
 """Hears what a person should know."""
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -28,12 +33,11 @@ class Session:
 
     store: Store
     ledger: Ledger
+    ranks: Ranks
     record: RunRecord
     recipe: Recipe
-    sources: tuple[SourceData, ...]
-    loader: Loader
-    objective: Objective
-    model: Model
+    reader: StepReader
+    parallel: ParallelModel
     optimizer: Optimizer
     position: int = 0
     step: int = 0
@@ -44,12 +48,12 @@ class Session:
     """The position of that checkpoint."""
 
     @property
-    def separator(self) -> int:
-        return self.sources[0].manifest.separator_id
+    def loader(self) -> Loader:
+        return self.reader.loader
 
-    def batches(self, rows: Rows, begin: int) -> list[Batch]:
-        """The microbatches of rows that stand at positions from `begin` on."""
-        return microbatches(self.recipe, self.objective, self.separator, rows, begin)
+    @property
+    def sources(self) -> tuple[SourceData, ...]:
+        return self.loader.sources
 
     @property
     def bytes_per_token(self) -> float:
@@ -61,40 +65,64 @@ class Session:
     def introduction(self) -> str:
         """What is about to be trained, in two lines."""
         run, model = self.recipe.run, self.recipe.model
-        n_parameters = sum(p.numel() for p in self.model.parameters())
+        n_parameters = self.parallel.n_parameters
         sources = ", ".join(f"{s.name} ({len(s.stream):,} tokens)" for s in self.sources)
         began = f"goes on at {self.position:,} of" if self.position else "begins:"
+        ranks = f"{self.ranks.world_size} ranks ({self.parallel.layout}), " if self.ranks.world_size > 1 else ""
         return (
             f"run {run.name} {began} {self.record.sequences:,} sequences of {run.sequence_length} tokens, {sources}\n"
             f"{n_parameters / 1e6:.2f}M parameters ({model.n_layers} layers of {model.d_model}), "
-            f"{self.record.precision}, {self.record.threads} threads; Ctrl-C stops it safely, the same command goes on"
+            f"{ranks}{self.record.precision}, {self.record.threads} threads; Ctrl-C stops it safely, the same command "
+            "goes on"
         )
 
+    def with_whole_model(self, work: Callable[[Model], T]) -> T:
+        """What `work` makes of the whole model, on all ranks; the first does it, and has all weights meanwhile."""
+        model = whole_model(self.parallel, self.ranks)
+        return self.ranks.first(lambda: work(_there(model)))
+
     def save(self) -> str:
-        """Write a checkpoint of this position, published when all of it is durable; its object name."""
-        tensors = model_tensors(self.model) | {f"optimizer/{name}": t for name, t in self.optimizer.tensors().items()}
-        manifest = CheckpointManifest(
-            run=self.recipe.run.name,
-            position=self.position,
-            step=self.step,
-            receipt=self.receipt,
-            ledger=self.ledger.seal(),
-            recipe=self.recipe.model_dump(mode="json"),
-            datasets=self.record.datasets,
-            code=self.record.code,
-            optimizer=self.optimizer.scalars(),
-            tensors=save_tensors(self.store.depot, tensors),
-        )
-        self.checkpoint = write_manifest(self.store.depot, manifest)
+        """Write a checkpoint of this position, published when all of it is durable on all ranks; its object name."""
+        parts = {PREFIX + name: part for name, part in self.parallel.weights.parts().items()}
+        parts |= {f"optimizer/{name}": part for name, part in self.optimizer.parts().items()}
+        entries = self.ranks.together(lambda: save_parts(self.store.depot, parts))
+
+        def publish() -> str:
+            manifest = CheckpointManifest(
+                run=self.recipe.run.name,
+                position=self.position,
+                step=self.step,
+                receipt=self.receipt,
+                ledger=self.ledger.seal(),
+                recipe=self.recipe.model_dump(mode="json"),
+                datasets=self.record.datasets,
+                code=self.record.code,
+                optimizer=self.optimizer.scalars(),
+                tensors=merge_entries(entries),
+            )
+            return write_manifest(self.store.depot, manifest)
+
+        self.checkpoint = self.ranks.first(publish)
         self.saved_at = self.position
         self.ledger.append("checkpoint", self.position, durable=True, manifest=self.checkpoint, step=self.step)
         return self.checkpoint
 
     def restore(self, name: str, manifest: CheckpointManifest) -> None:
-        """Go back to a checkpoint. Errors: `CheckpointError`, `CorruptObjectError`."""
-        load_weights(self.store.depot, name, manifest, self.model)
+        """Go back to a checkpoint of any layout. Errors: `CheckpointError`, `CorruptObjectError`."""
+        load_weights(self.store.depot, name, manifest, self.parallel.weights.parts())
         if manifest.optimizer:
-            for key, target in self.optimizer.prepare(manifest.optimizer).items():
-                load_tensor(self.store.depot, f"optimizer/{key}", manifest.tensors[f"optimizer/{key}"], target)
+            parts = {f"optimizer/{key}": part for key, part in self.optimizer.prepare(manifest.optimizer).items()}
+            if missing := sorted(set(parts) - set(manifest.tensors)):
+                raise CheckpointError(
+                    f"checkpoint {name[:12]} misses the tensor {missing[0]}"
+                    + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
+                    "Train on from an older checkpoint, or from its weights alone: run.start_from",
+                )
+            load_parts(self.store.depot, manifest.tensors, parts)
         self.position, self.step, self.receipt = manifest.position, manifest.step, manifest.receipt
         self.checkpoint, self.saved_at = name, manifest.position
+
+
+def _there(model: Model | None) -> Model:
+    assert model is not None
+    return model

@@ -5,23 +5,25 @@ import time
 from contextlib import closing
 from functools import partial
 
+import torch
 from rich.console import Console
 
 from bushcraft.errors import RunError
 from bushcraft.ledger.events import Event
 from bushcraft.model.flops import training_flops
+from bushcraft.model.transformer import Model, build_model
 from bushcraft.objectives.batch import Batch
 from bushcraft.train import receipt as receipts
-from bushcraft.train.ahead import Ahead, StepData
+from bushcraft.train.ahead import Ahead
 from bushcraft.train.judge import Judgement, judge
 from bushcraft.train.peak import MatmulPeak
 from bushcraft.train.progress import Progress, StepReport
-from bushcraft.train.prompt import Prompt
 from bushcraft.train.recipe import CheckpointConfig, Recipe
 from bushcraft.train.sample import TextModel
 from bushcraft.train.schedule import learning_rate
 from bushcraft.train.session import Session
-from bushcraft.train.step import StepResult, clip, gradients
+from bushcraft.train.step import StepResult
+from bushcraft.train.step_data import StepData, gather_step
 from bushcraft.train.stop import Stopped, StopRequest
 
 
@@ -31,14 +33,13 @@ def train(session: Session, console: Console, stop: StopRequest) -> Judgement | 
     Errors: `DataError` (a sample prompt that the model cannot read), `RunError` (the loss is not finite, the data
     changed), `CorruptObjectError`, `StoreError`.
     """
-    text_model = TextModel.of(session.model, session.store.depot, session.sources[0].manifest, session.recipe)
-    prompts = [text_model.prompts.read(text) for text in session.recipe.evaluate.sample_prompts]  # refused at once
+    _check_prompts(session)  # refused at once
     with Progress(console, peak := MatmulPeak(session.record.precision)) as progress:
         try:
             _train_steps(session, progress, peak, stop)
             _save(session, progress)
             found = judge(session, progress, None, stop)
-            samples = _samples(session, text_model, prompts, stop)
+            samples = _samples(session, stop)
         except Stopped:
             _save(session, progress)
             session.ledger.append("interrupted", session.position, durable=True)
@@ -54,10 +55,10 @@ def _train_steps(session: Session, progress: Progress, peak: MatmulPeak, stop: S
     evaluated = _last_evaluation(ledger.history, session.position)
     ledger.history.clear()
     checkpoint_due = _CheckpointDue(session.recipe.checkpoint, session.position)
-    ahead = Ahead(partial(_step_data, session), lambda position: session.loader.order.step(position, end))
+    ahead = Ahead(session.reader, lambda position: session.loader.order.step(position, end))
     with closing(ahead):
         while True:
-            stop.check()
+            _stop_together(session, stop)
             if session.position < end and _crosses(config.every_sequences, evaluated, session.position):
                 found = judge(session, progress, config.heldout_bytes, stop)
                 evaluated = session.position
@@ -68,9 +69,10 @@ def _train_steps(session: Session, progress: Progress, peak: MatmulPeak, stop: S
             if data is None:
                 return
             _train_step(session, data, earlier, progress, began)
-            with ledger.clock.phase("init"):
-                peak.look_again()
-            if data.until < end and checkpoint_due.at(data.until):
+            if session.ranks.is_first:
+                with ledger.clock.phase("init"):
+                    peak.look_again()
+            if data.until < end and session.ranks.first(partial(checkpoint_due.at, data.until)):
                 _save(session, progress)
 
 
@@ -100,27 +102,29 @@ class _CheckpointDue:
         return due
 
 
-def _step_data(session: Session, begin: int, until: int) -> StepData:
-    rows = session.loader.rows(begin, until)
-    return StepData(begin, until, rows, session.batches(rows, begin))
+def _stop_together(session: Session, stop: StopRequest) -> None:
+    """Raises `Stopped` on all ranks if somebody asked one of them."""
+    if any(session.ranks.gathered(stop.asked)):
+        raise Stopped
 
 
 def _train_step(session: Session, data: StepData, earlier: dict[int, str], progress: Progress, began: float) -> None:
     clock, recipe, begin, until = session.ledger.clock, session.recipe, data.begin, data.until
-    receipt = receipts.extend(session.receipt, begin, until, data.rows)
+    whole = gather_step(session.ranks, data, sum(map(partial(_flops, recipe), data.batches)))
+    receipt = receipts.extend(session.receipt, begin, until, whole.digests)
     receipts.check_replay(until, receipt, earlier)
     data_seconds = time.perf_counter() - began
     clock.enter("step")
     progress_made = (begin + until) / 2 / session.record.sequences
     rate = learning_rate(progress_made, recipe.schedule, recipe.optimizer.learning_rate)
-    result = _update(session, data.batches, data.n_targets, rate)
+    result = _update(session, data.batches, whole.n_targets, rate)
     session.position, session.step, session.receipt = until, session.step + 1, receipt
     session.ledger.append(
         "step",
         until,
         step=session.step,
         begin=begin,
-        tokens=int(data.n_targets),
+        tokens=int(whole.n_targets),
         learning_rate=rate,
         receipt=receipt,
         **vars(result),
@@ -131,8 +135,8 @@ def _train_step(session: Session, data: StepData, earlier: dict[int, str], progr
             n_steps=session.step + -(-(session.record.sequences - until) // (until - begin)),
             loss=result.loss,
             bits_per_byte=result.loss / math.log(2) / session.bytes_per_token,
-            n_tokens=int(data.rows.real.sum()),
-            flops=sum(map(partial(_flops, recipe), data.batches)),
+            n_tokens=whole.n_tokens,
+            flops=whole.flops / session.ranks.world_size,
             seconds=time.perf_counter() - began,
             data_seconds=data_seconds,
         )
@@ -145,9 +149,9 @@ def _flops(recipe: Recipe, batch: Batch) -> int:
 
 
 def _update(session: Session, batches: list[Batch], n_targets: float, rate: float) -> StepResult:
-    recipe, model = session.recipe, session.model
-    loss, z_loss = gradients(model, batches, n_targets, session.record.precision, recipe.optimizer.z_loss)
-    grad_norm = clip(list(model.parameters()), recipe.optimizer.clip_norm)
+    parallel, recipe = session.parallel, session.recipe
+    loss, z_loss = parallel.gradients(batches, n_targets)
+    grad_norm = parallel.weights.clip(recipe.optimizer.clip_norm)
     result = StepResult(float(loss), float(z_loss), grad_norm)
     if not math.isfinite(result.loss + grad_norm):
         raise RunError(
@@ -155,7 +159,7 @@ def _update(session: Session, batches: list[Batch], n_targets: float, rate: floa
             "The step was not applied; lower optimizer.learning_rate under another run.name",
         )
     session.optimizer.step(rate)
-    model.zero_grad(set_to_none=False)
+    parallel.weights.zero_gradients()
     return result
 
 
@@ -168,13 +172,32 @@ def _save(session: Session, progress: Progress) -> None:
         session.save()
 
 
-def _samples(session: Session, model: TextModel, prompts: list[Prompt], stop: StopRequest) -> list[dict[str, str]]:
-    texts = [""] * len(prompts)
+def _check_prompts(session: Session) -> None:
+    with torch.device("meta"):
+        model = build_model(session.recipe.model)
+    text_model = TextModel.of(model, session.store.depot, session.sources[0].manifest, session.recipe)
+    for text in session.recipe.evaluate.sample_prompts:
+        text_model.prompts.read(text)
+
+
+def _samples(session: Session, stop: StopRequest) -> list[dict[str, str]]:
+    prompts = session.recipe.evaluate.sample_prompts
+    if not prompts:
+        return []
     with session.ledger.clock.phase("evaluate"):
-        for number, piece in model.continuations(prompts, session.recipe.evaluate.sample_tokens, 0.7, 0.9, seed=0):
-            stop.check()
-            texts[number] += piece
-    return [{"prompt": prompt.text, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+        texts = session.with_whole_model(lambda model: _continued(session, model, stop))
+    return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _continued(session: Session, model: Model, stop: StopRequest) -> list[str]:
+    config = session.recipe.evaluate
+    text_model = TextModel.of(model, session.store.depot, session.sources[0].manifest, session.recipe)
+    prompts = [text_model.prompts.read(text) for text in config.sample_prompts]
+    texts = [""] * len(prompts)
+    for number, piece in text_model.continuations(prompts, config.sample_tokens, 0.7, 0.9, seed=0):
+        stop.check()
+        texts[number] += piece
+    return texts
 
 
 def _crosses(interval: int, begin: int, until: int) -> bool:

@@ -1,0 +1,91 @@
+"""What all ranks must agree on: who decides, what each has found, and that one's failure is everybody's.
+
+One rank is all ranks of itself: then nothing is sent.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from bushcraft.errors import BushcraftError, RunError
+from bushcraft.parallel.world import World
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=2)
+"""For what the first rank does alone, such as an evaluation. A rank that dies is noticed at once, by its connection."""
+
+
+class Ranks:
+    """All ranks of a run, seen from one of them. The process group has been joined."""
+
+    def __init__(self, world: World | None = None) -> None:
+        self.rank = world.rank if world else 0
+        self.world_size = world.world_size if world else 1
+        self.local_world_size = world.local_world_size if world else 1
+        self.local_rank = world.local_rank if world else 0
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world_size > 1 else None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the ledger and speaks to the user."""
+        return self.rank == 0
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What `work` gives on the first rank, on all of them. What it raises is raised on all of them."""
+        if self._group is None:
+            return work()
+        sent: list[Any] = [None]
+        if self.is_first:
+            try:
+                sent = [(work(), None)]
+            except Exception as error:
+                self._send([(None, _sendable(error))])
+                raise
+        self._send(sent)
+        found, failure = sent[0]
+        if failure is not None:
+            raise failure
+        return found  # type: ignore[no-any-return]
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """What `work` gives on each rank, in their order. Where it fails on one, all raise what it raised."""
+        if self._group is None:
+            return [work()]
+        try:
+            mine: tuple[Any, BaseException | None] = (work(), None)
+        except Exception as error:
+            self.gathered((None, _sendable(error)))
+            raise
+        found = self.gathered(mine)
+        for _, failure in found:
+            if failure is not None:
+                raise failure
+        return [value for value, _ in found]
+
+    def gathered(self, value: T) -> list[T]:
+        """The values of all ranks, in their order."""
+        if self._group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, self._group)
+        return values
+
+    def _send(self, sent: list[Any]) -> None:
+        dist.broadcast_object_list(sent, src=0, group=self._group)
+
+
+class ElsewhereError(RunError):
+    """Ends a rank because of what another one has told the user."""
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """An error as other ranks raise it."""
+    if isinstance(error, BushcraftError):
+        told = ElsewhereError(error.message, error.next_step)
+        told.exit_code = error.exit_code
+        return told
+    if type(error).__module__ == "builtins":
+        return ElsewhereError(f"another rank failed: {type(error).__name__}: {error}")
+    return error
