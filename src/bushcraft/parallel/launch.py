@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,16 +16,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from bushcraft.errors import RunError
 
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
 LAUNCHER = "BUSHCRAFT_LAUNCHER"
 """The variable that tells a rank the process id of who started it."""
-_LOOPBACK = "127.0.0.1"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LAST_WORDS_S = 1.0
 """How long to wait for what a rank that ended has printed."""
@@ -59,7 +54,9 @@ def run_ranks(
 
     Errors: `RunError` if the command cannot be started.
     """
-    store = _host_store()
+    from bushcraft.parallel.rendezvous import host_store  # and torch, which others need not wait for
+
+    store = host_store()
     events: Events = SimpleQueue()
     ranks: list[_Rank] = []
     with _signals_into(events):
@@ -98,15 +95,6 @@ def _watch_parent(launcher: int) -> None:
         time.sleep(1.0)
 
 
-def _host_store() -> "TCPStore":
-    """A store on a free port that only this machine reaches: a store has no password."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-    listener = socket.create_server((_LOOPBACK, 0))
-    port = listener.getsockname()[1]
-    return TCPStore(_LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-
-
 def _variables(number: int, n: int, port: int) -> dict[str, str]:
     """What torchrun would tell the rank, and that gloo need not leave this machine."""
     return {
@@ -114,7 +102,7 @@ def _variables(number: int, n: int, port: int) -> dict[str, str]:
         "WORLD_SIZE": str(n),
         "LOCAL_RANK": str(number),
         "LOCAL_WORLD_SIZE": str(n),
-        "MASTER_ADDR": _LOOPBACK,
+        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",

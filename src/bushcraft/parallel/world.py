@@ -2,27 +2,21 @@
 
 torchrun, Slurm's srun, Kubernetes' indexed jobs and our own `launch` each tell a process its rank by other
 variables; all of them become a `World`. torch is imported by `join` only: who asks `world_of` may still set what
-torch reads when it is imported, such as the number of threads. (The stores are public in torch's documentation, but
-not in its types: hence what mypy is told to ignore.)
+torch reads when it is imported, such as the number of threads.
 """
 
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from bushcraft.errors import RunError
 from bushcraft.parallel.slurm import first_host, is_srun_task, port_of_step, tasks_on_node
 
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
-_DEFAULT_PORT = "29500"
+_DEFAULT_PORT = 29500
 """torch's own default for MASTER_PORT; each pod has all ports for itself."""
 _MAX_RANKS = 1 << 24
-_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -152,7 +146,7 @@ def _pod_world(variables: _Variables) -> World:
         local_rank=local_rank,
         local_world_size=local_world_size,
         address=variables.text("MASTER_ADDR"),
-        port=variables.port_or(int(_DEFAULT_PORT)),
+        port=variables.port_or(_DEFAULT_PORT),
     )
 
 
@@ -164,13 +158,13 @@ def join(world: World, device_type: Literal["cpu", "cuda"], timeout: timedelta) 
     """
     import torch.distributed as dist
 
+    from bushcraft.parallel.rendezvous import meet
+
     deadline = time.monotonic() + timeout.total_seconds()
     try:
-        store = _open_store(world, deadline)
-        _wait_for_all(store, world, deadline)
         dist.init_process_group(
             "gloo" if device_type == "cpu" else "cpu:gloo,cuda:nccl",
-            store=dist.PrefixStore("default_pg", store),  # type: ignore[attr-defined]
+            store=meet(world, deadline),
             rank=world.rank,
             world_size=world.world_size,
             timeout=timeout,
@@ -188,67 +182,6 @@ def leave() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _open_store(world: World, deadline: float) -> "TCPStore":
-    from torch.distributed import DistNetworkError, TCPStore  # type: ignore[attr-defined]
-
-    hosts = world.rank == 0 and not world.store_is_hosted
-    if not hosts:
-        _wait_for_listener(world, deadline)
-    try:
-        return TCPStore(
-            world.address,
-            world.port,
-            is_master=hosts,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=max(1.0, deadline - time.monotonic())),
-        )
-    except DistNetworkError as error:
-        if "EADDRINUSE" not in str(error):
-            raise
-        raise RunError(
-            f"port {world.port} is taken on this machine, where rank 0 hosts the ranks' store",
-            "Set MASTER_PORT to a free port, the same for all ranks",
-        ) from error
-
-
-def _wait_for_listener(world: World, deadline: float) -> None:
-    """Wait until somebody listens at the store's address: TCPStore would print a stack trace for each attempt."""
-    while True:
-        try:
-            patience = max(_POLL_S, min(5.0, deadline - time.monotonic()))
-            socket.create_connection((world.address, world.port), timeout=patience).close()
-            return
-        except OSError as error:
-            if time.monotonic() >= deadline:
-                who = "who started the ranks" if world.store_is_hosted else "rank 0"
-                raise RunError(
-                    f"rank {world.rank} found nobody at {world.address}:{world.port} ({error.strerror or error})",
-                    f"Check that {who} runs there, and that this machine can reach it",
-                ) from error
-        time.sleep(_POLL_S)
-
-
-def _wait_for_all(store: "TCPStore", world: World, deadline: float) -> None:
-    """Each rank signs in; the last one says so to all, because to ask for one key is cheap at any world size."""
-    store.set(f"rank-{world.rank}", "here")
-    if store.add("ranks", 1) >= world.world_size:
-        store.set("everyone", "here")
-    while not store.check(["everyone"]):
-        if time.monotonic() >= deadline:
-            missing = [rank for rank in range(world.world_size) if not store.check([f"rank-{rank}"])]
-            raise RunError(
-                f"of {world.world_size} ranks {_listed(missing)} did not come to {world.address}:{world.port}",
-                "Look at what was printed there, and check that as many ranks were started",
-            )
-        time.sleep(_POLL_S)
-
-
-def _listed(ranks: list[int], shown: int = 8) -> str:
-    names = [str(rank) for rank in ranks[:shown]]
-    more = f" and {len(ranks) - shown} more" if len(ranks) > shown else ""
-    return f"{'rank' if len(ranks) == 1 else 'ranks'} {', '.join(names)}{more}"
 
 
 def _first_line(error: Exception) -> str:
