@@ -37,11 +37,11 @@ from bushcraft.model.parameter_count import parameter_count
 from bushcraft.model.precision import multiplies_bf16
 from bushcraft.model.transformer import Decoder
 from bushcraft.objectives.batch import Batch
+from bushcraft.parallel.parallel_model import ParallelModel, Settings
 from bushcraft.train.heap import keep_freed_memory
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.peak import matmul_peak
 from bushcraft.train.recipe import OptimizerConfig
-from bushcraft.train.step import clip, gradients
 
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 THREADS = 2
@@ -190,17 +190,16 @@ def alternate(
 
 def ours(precision: str, batch: Batch, compile_it: bool) -> Callable[[], float]:
     """Bushcraft's own step, as the trainer does it."""
-    model = Decoder(SHAPE)
-    copy_weights(llama(), model)
-    optimizer = Optimizer(model, OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=0.1))
-    if compile_it:
-        model.compile_layers()
+    compile_layers = (lambda model: model.compile_layers()) if compile_it else None
+    model = ParallelModel(SHAPE, None, Settings(precision=precision), torch.device("cpu"), compile_layers)
+    copy_weights(llama(), model.stages[0].model)
+    optimizer = Optimizer(model.weights, OptimizerConfig(learning_rate=LEARNING_RATE, weight_decay=0.1))
 
     def step() -> float:
-        loss, _ = gradients(model, [batch], batch.tokens.numel(), precision, z_loss=0.0)
-        clip(list(model.parameters()), 1.0)
+        loss, _ = model.gradients([batch], batch.tokens.numel())
+        model.weights.clip(1.0)
         optimizer.step(LEARNING_RATE)
-        model.zero_grad(set_to_none=False)
+        model.weights.zero_gradients()
         return float(loss.detach())
 
     return step

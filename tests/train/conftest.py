@@ -2,25 +2,21 @@
 
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from bushcraft.data.manifest import DatasetManifest, split_from_packs, write_manifest
 from bushcraft.ledger.events import Event
 from bushcraft.ledger.ledger import read_ledger
-from bushcraft.store.pack import PackWriter
 from bushcraft.store.workspace import Store
 from bushcraft.train.open_session import open_session
 from bushcraft.train.resolve import load_recipe
 from bushcraft.train.session import Session
+from tests.train.small_store import small_store
 
 TINY_MODEL = (
     "run.sequences=96",
@@ -76,33 +72,7 @@ def tiny_session(store: Store, name: str, *settings: str) -> Iterator[Session]:
 @pytest.fixture(scope="session")
 def text_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store with the data sets `python` and `other`; runs must have names of their own."""
-    store = Store.create(tmp_path_factory.mktemp("text") / "store")
-    texts = dict(_texts())
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        texts.values(),
-        trainers.BpeTrainer(
-            vocab_size=512, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    names = sorted(texts)
-    parts = {"python": names[3:20], "other": names[20:]}
-    for dataset, train in parts.items():
-        splits = {}
-        for split, chosen in (("train", train), ("heldout", names[:3])):
-            writer = PackWriter(store.depot, 2)
-            for name in chosen:
-                ids = [0, *tokenizer.encode(texts[name]).ids]
-                writer.add(np.array(ids, np.uint16), name, len(texts[name].encode()))
-            entry = writer.close()
-            assert entry is not None
-            splits[split] = split_from_packs(store.depot, [entry])
-        root = store.depot.put_bytes(tokenizer.to_str().encode())
-        write_manifest(store.depot, DatasetManifest(dataset, root, "bpe-512", 512, 0, 2, splits))
-    return store
+    return small_store(tmp_path_factory.mktemp("text") / "store")
 
 
 @pytest.fixture(scope="session")
@@ -111,10 +81,3 @@ def reference(text_store: Store) -> str:
     done = train(text_store, "reference")
     assert done.returncode == 0, done.stderr
     return "reference"
-
-
-def _texts() -> Iterator[tuple[str, str]]:
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-h]*.py")):
-        text = path.read_text()
-        if 2000 < len(text) < 20_000:
-            yield path.name, text

@@ -2,12 +2,12 @@
 
 import threading
 from contextlib import closing
-from typing import Any
 
 import pytest
 
 from bushcraft.errors import CorruptObjectError
-from bushcraft.train.ahead import Ahead, StepData
+from bushcraft.train.ahead import Ahead
+from bushcraft.train.step_data import StepData
 
 END = 12
 
@@ -18,8 +18,7 @@ def step(position: int) -> tuple[int, int]:
 
 
 def data(begin: int, until: int) -> StepData:
-    rows: Any = None
-    return StepData(begin, until, rows, [])
+    return StepData(begin, until, digests=b"", n_tokens=0, n_targets=0.0, batches=[])
 
 
 def test_each_step_gets_its_own_data_and_the_end_is_the_end() -> None:

@@ -1,5 +1,7 @@
 """Muon makes the singular values of an update equal, and trains; its state survives saving."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from bushcraft.model.config import ModelConfig
 from bushcraft.model.initialise import initialise
 from bushcraft.model.transformer import Decoder
+from bushcraft.parallel.weights import Weight, whole_weights
 from bushcraft.train.muon import muon_step, orthogonalised
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.recipe import OptimizerConfig
@@ -39,24 +42,39 @@ def test_singular_values_become_nearly_equal_and_vectors_stay(
             assert (carried - carried.diagonal().diag()).abs().max() < 0.1
 
 
+class Layer(torch.nn.Module):
+    axes: ClassVar = {"weight": ("mlp", "embed")}
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(matrix)
+
+
+def whole_weight(matrix: torch.Tensor) -> Weight:
+    return whole_weights(Layer(matrix)).by_name["weight"]
+
+
 def test_a_zero_gradient_moves_nothing_but_what_decays() -> None:
-    parameter = torch.nn.Parameter(torch.ones(4, 8))
-    parameter.grad = torch.zeros(4, 8)
-    muon_step([parameter], [torch.zeros(4, 8)], learning_rate=0.5, weight_decay=0.1, momentum=0.9)
-    torch.testing.assert_close(parameter.data, torch.full((4, 8), 0.95))
+    weight = whole_weight(torch.ones(4, 8))
+    weight.held.grad = torch.zeros(4, 8)
+    muon_step([weight], [torch.zeros(4, 8)], None, learning_rate=0.5, weight_decay=0.1, momentum=0.9)
+    torch.testing.assert_close(weight.held.data, torch.full((4, 8), 0.95))
 
 
 def test_step_is_that_of_torch() -> None:
     torch.manual_seed(0)
-    ours, theirs = (torch.nn.Parameter(torch.randn(24, 40, generator=torch.Generator().manual_seed(1))) for _ in "ab")
+    ours, other = (whole_weight(torch.randn(24, 40, generator=torch.Generator().manual_seed(1))) for _ in "ab")
+    theirs = other.held
     muon = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     buffer = torch.zeros(24, 40)
     for _ in range(3):
         gradient = torch.randn(24, 40)
-        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
-        muon_step([ours], [buffer], learning_rate=0.02, weight_decay=0.1, momentum=0.9)
+        ours.held.grad, theirs.grad = gradient.clone(), gradient.clone()
+        muon_step([ours], [buffer], None, learning_rate=0.02, weight_decay=0.1, momentum=0.9)
         muon.step()
-    torch.testing.assert_close(ours.data, theirs.data, rtol=0, atol=2e-3)  # steps of about 0.004 an element, in bf16
+    torch.testing.assert_close(
+        ours.held.data, theirs.data, rtol=0, atol=2e-3
+    )  # steps of about 0.004 an element, in bf16
 
 
 def test_state_read_back_goes_on_to_the_same_bits() -> None:
@@ -65,14 +83,14 @@ def test_state_read_back_goes_on_to_the_same_bits() -> None:
     def model_after(first: int, last: int, saved: tuple[Decoder, Optimizer] | None) -> tuple[Decoder, Optimizer]:
         model = Decoder(SHAPE)
         initialise(model, 0)
-        optimizer = Optimizer(model, MUON)
+        optimizer = Optimizer(whole_weights(model), MUON)
         if saved:
             model.load_state_dict(saved[0].state_dict())
-            found = saved[1].tensors()
+            found = saved[1].parts()
             assert any(name.startswith("momentum/layers.0.attention") for name in found)
             assert "exp_avg/embedding.weight" in found
-            for name, tensor in optimizer.prepare(saved[1].scalars()).items():
-                tensor.copy_(found[name])
+            for name, part in optimizer.prepare(saved[1].scalars()).items():
+                part.tensor.copy_(found[name].tensor)
         for gradient in gradients[first:last]:
             parts = gradient.split([p.numel() for p in model.parameters()])
             for parameter, part in zip(model.parameters(), parts, strict=True):

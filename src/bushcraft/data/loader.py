@@ -41,6 +41,14 @@ class Rows:
         samples = Samples(self.samples.source[begin:end], self.samples.epoch[begin:end], self.samples.index[begin:end])
         return Rows(self.tokens[begin:end], self.real[begin:end], pieces, samples)
 
+    def digest(self) -> bytes:
+        """16 bytes that name these sequences and every token in them."""
+        digest = xxhash.xxh3_128()
+        for column in (self.samples.source, self.samples.epoch, self.samples.index):
+            digest.update(column.tobytes())
+        digest.update(self.tokens.tobytes())
+        return digest.digest()
+
     def digests(self) -> bytes:
         """16 bytes for each sequence, which name it and every token in it (a part of the run's receipt)."""
         names = np.stack([self.samples.source, self.samples.epoch, self.samples.index], 1).astype(np.int64)

@@ -16,7 +16,7 @@ class SilentLedger(Ledger):
         self.clock = PhaseClock()
         self.generation = 0
 
-    def append(self, type_: EventType, position: int, durable: bool = False, **data: Any) -> Event:
+    def append(self, type_: EventType, position: int, durable: bool = False, **data: Any) -> Event:  # noqa: ARG002
         """Nothing is written."""
         return Event(
             type=type_,

@@ -62,7 +62,7 @@ def cross_entropy(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        nll, z_sum, d_h, d_w = _losses(*inputs, with_gradients=True)
+        nll, z_sum, d_h, d_w = _losses(*inputs, with_gradients=True)  # type: ignore[misc]
         ctx.save_for_backward(d_h, d_w)
         ctx.mark_non_differentiable(z_sum)
         return nll, z_sum

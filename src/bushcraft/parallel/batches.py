@@ -7,6 +7,7 @@ Shapes: B rows, S positions.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -31,7 +32,7 @@ def microbatch_bounds(n_sequences: int, microbatch_size: int, n_readers: int, re
         return [(first, min(first + microbatch_size, end)) for first in range(begin, end, microbatch_size)]
     n = n_microbatches(n_sequences, microbatch_size, n_readers)
     edges = [begin + (end - begin) * i // n for i in range(n + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))
 
 
 def n_microbatches(n_sequences: int, microbatch_size: int, n_readers: int) -> int:

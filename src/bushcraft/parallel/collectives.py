@@ -73,13 +73,13 @@ class _Exchange(torch.autograd.Function):
 
 
 def _gather(x: Tensor, dim: int, group: Group) -> Tensor:
-    parts = _wait(functional.all_gather_tensor(x.contiguous(), 0, group))
+    parts = _wait(functional.all_gather_single(x.contiguous(), 0, group))
     return torch.cat(parts.chunk(group.size()), dim) if dim else parts
 
 
 def _reduce_scatter(x: Tensor, dim: int, group: Group) -> Tensor:
     parts = torch.cat(x.chunk(group.size(), dim)) if dim else x.contiguous()
-    return _wait(functional.reduce_scatter_tensor(parts, "sum", 0, group))
+    return _wait(functional.reduce_scatter_single(parts, "sum", 0, group))
 
 
 def _exchange(x: Tensor, cut: int, join: int, group: Group) -> Tensor:

@@ -15,7 +15,7 @@ from bushcraft.model.initialise import initialise_box
 from bushcraft.parallel.box import Box, Part
 from bushcraft.parallel.layout import Layout
 from bushcraft.parallel.mesh import GRADIENT_AXES, Mesh
-from bushcraft.parallel.rules import Axes, box, is_cut_by_tensor
+from bushcraft.parallel.rules import Axes, box, is_cut_by_tensor, parameter_axes
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,12 @@ class Weights:
         for weight in self.by_name.values():
             weight.held.grad = None
             weight.source.grad = None
+
+
+def whole_weights(model: nn.Module) -> Weights:
+    """Of a model that is not cut."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return weights_of([model], shapes, parameter_axes(model), None, {})
 
 
 def weights_of(

@@ -1,10 +1,13 @@
-"""All weights on the first rank, in a plain model: for what is done there alone, such as generating text."""
+"""All parts of some tensors on the first rank: for what is done there alone, such as generating text."""
+
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from bushcraft.model.transformer import Model, build_model
-from bushcraft.parallel.box import Box
+from bushcraft.parallel.box import Box, Part
 from bushcraft.parallel.parallel_model import ParallelModel
 from bushcraft.parallel.ranks import Ranks
 
@@ -12,28 +15,40 @@ from bushcraft.parallel.ranks import Ranks
 def whole_model(parallel: ParallelModel, ranks: Ranks) -> Model | None:
     """On the first rank the model itself where it is whole, else a copy with all weights; None on the others.
 
-    All ranks call it at once. Each weight is sent by the ranks that would save it.
+    All ranks call it at once.
     """
     if parallel.mesh is None:
         return parallel.stages[0].model
-    mine = {name: weight.box for name, weight in parallel.weights.by_name.items() if weight.writes}
-    boxes = ranks.gathered(mine)
-    model = build_model(parallel.config) if ranks.is_first else None
-    targets = {name: p.data for name, p in model.named_parameters()} if model else {}
-    for name in sorted({name for of_rank in boxes for name in of_rank}):
-        for rank, of_rank in enumerate(boxes):
-            if name in of_rank and not of_rank[name].is_empty:
-                _move(parallel, name, of_rank[name], rank, ranks.rank, targets.get(name))
+    tensors = whole_tensors(parallel.weights.parts(), ranks)
+    if not ranks.is_first:
+        return None
+    with torch.device("meta"):
+        model = build_model(parallel.config)
+    model.load_state_dict(tensors, assign=True)
     return model
 
 
-def _move(parallel: ParallelModel, name: str, box: Box, sender: int, rank: int, target: torch.Tensor | None) -> None:
-    if rank == sender:
-        part = parallel.weights.by_name[name].held.data.cpu().contiguous()
-        if target is None:
-            dist.send(part, 0)
-    elif target is not None:
-        part = torch.empty(box.shape)
-        dist.recv(part, sender)
-    if target is not None:
-        target[box.within(Box.whole(tuple(target.shape)))] = part
+def whole_tensors(parts: Mapping[str, Part], ranks: Ranks) -> dict[str, Tensor]:
+    """On the first rank every tensor of which some rank has a part; nothing on the others.
+
+    All ranks call it at once. Each part is sent by the rank that would save it.
+    """
+    mine = {name: (part.box, part.global_shape, part.tensor.dtype) for name, part in parts.items() if part.writes}
+    boxes = ranks.gathered(mine)
+    found: dict[str, Tensor] = {}
+    for name in sorted({name for of_rank in boxes for name in of_rank}):
+        for sender, of_rank in enumerate(boxes):
+            if name not in of_rank or of_rank[name][0].is_empty:
+                continue
+            box, shape, dtype = of_rank[name]
+            if ranks.rank == sender:
+                piece = parts[name].tensor.detach().cpu().contiguous()
+                if not ranks.is_first:
+                    dist.send(piece, 0)
+            elif ranks.is_first:
+                piece = torch.empty(box.shape, dtype=dtype)
+                dist.recv(piece, sender)
+            if ranks.is_first:
+                whole = found.setdefault(name, torch.empty(shape, dtype=dtype))
+                whole[box.within(Box.whole(shape))] = piece
+    return found

@@ -161,6 +161,7 @@ def first_record(store: Store, recipe: Recipe, datasets: Datasets, ranks: Ranks)
         precision=precision,
         threads=threads,
         code=save_code(store.depot, Path(bushcraft.__file__).parent),
+        receipts=2,
         start_from=find_checkpoint(store.depot, recipe.run.start_from)[0] if recipe.run.start_from else None,
     )
     if record.sequences:
@@ -200,7 +201,7 @@ def _build(
         first = read_manifest(store.depot, record.start_from)
         load_weights(store.depot, record.start_from, first, parallel.weights.parts(), grow_vocabulary=True)
     optimizer = Optimizer(parallel.weights, recipe.optimizer)
-    reader = StepReader(recipe, loader, objective, layout, layout.coordinate(ranks.rank))
+    reader = StepReader(recipe, loader, objective, layout, layout.coordinate(ranks.rank), record.receipts)
     session = Session(store, ledger, ranks, record, recipe, reader, parallel, optimizer)
     if found:
         with ledger.clock.phase("load"):

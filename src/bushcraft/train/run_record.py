@@ -32,19 +32,21 @@ class RunRecord:
     threads: int
     code: str
     """Object name of the source code of the first start."""
+    receipts: int = 1
+    """How sequences enter the receipt: 1 those of a step by one digest, 2 each by its own."""
     start_from: str | None = None
     """Object name of the checkpoint whose weights the run began with."""
 
     def to_data(self) -> dict[str, Any]:
         """The data of the `run` event."""
-        return {"format": "bushcraft-run", "version": 1, **vars(self), "recipe": self.recipe.to_json()}
+        return {"format": "bushcraft-run", "version": 2, **vars(self), "recipe": self.recipe.to_json()}
 
 
 def read_record(events: list[Event], name: str) -> RunRecord:
     """The record of a ledger that has begun."""
     data = dict(events[0].data)
-    if (version := data.pop("version")) > 1 or data.pop("format") != "bushcraft-run":
-        raise RunError(f"run {name!r} has format {version}, this is for 1", "Install a newer bushcraft")
+    if (version := data.pop("version")) > 2 or data.pop("format") != "bushcraft-run":
+        raise RunError(f"run {name!r} has format {version}, this is for 2", "Install a newer bushcraft")
     return RunRecord(**{**data, "recipe": Recipe.from_json(data["recipe"], f"the recipe of run {name!r}")})
 
 

@@ -35,6 +35,8 @@ class StepReader:
     objective: Objective
     layout: Layout
     at: Coordinate
+    receipts: int
+    """Of the run: see `RunRecord`."""
 
     def __call__(self, begin: int, until: int) -> StepData:
         """Errors: `CorruptObjectError`, `StoreError`."""
@@ -47,11 +49,17 @@ class StepReader:
         return StepData(
             begin,
             until,
-            rows.digests() if answers else b"",
+            self._digests(rows, begin, until) if answers else b"",
             int(rows.real.sum()) if answers else 0,
             float(sum(batch.loss_weights.sum() for batch in batches)) if answers else 0.0,
             batches,
         )
+
+    def _digests(self, rows: Rows, begin: int, until: int) -> bytes:
+        """What enters the receipt: of an old run of many readers, one has to read what all of them do."""
+        if self.receipts == 2:
+            return rows.digests()
+        return self.loader.rows(begin, until).digest() if self.layout.reader(self.at) == 0 else b""
 
     def _batch(self, rows: Rows, position: int, begin: int, end: int) -> Batch:
         kind, separator = self.recipe.model.kind, self.loader.sources[0].manifest.separator_id
@@ -75,6 +83,6 @@ class WholeStep:
 
 def gather_step(ranks: Ranks, data: StepData, flops: float) -> WholeStep:
     """`flops` are those of the batches of `data`. Readers come in the order of their ranks."""
-    mine = (data.digests, data.n_tokens, data.n_targets, flops if data.digests else 0.0)
+    mine = (data.digests, data.n_tokens, data.n_targets, flops if data.n_tokens else 0.0)
     digests, n_tokens, n_targets, all_flops = zip(*ranks.gathered(mine), strict=True)
     return WholeStep(b"".join(digests), sum(n_tokens), max(1.0, sum(n_targets)), sum(all_flops))
