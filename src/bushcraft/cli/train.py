@@ -2,25 +2,19 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bushcraft.cli.options import JsonOption, StoreOption, open_store, print_json
-from bushcraft.parallel.launch import die_with_parent, run_ranks
-from bushcraft.parallel.world import World, join, leave, world_of
+from bushcraft.parallel.launch import run_ranks
+from bushcraft.parallel.world import World, world_of
 
 if TYPE_CHECKING:  # torch takes seconds to import: commands that need no model do without
     from rich.console import Console
 
     from bushcraft.store.workspace import Store
     from bushcraft.train.recipe import Recipe
-
-RANK_PATIENCE = timedelta(minutes=10)
-"""For the other ranks, at the start and in each collective."""
 
 RecipeArgument = Annotated[
     str | None, typer.Argument(help="A recipe's path, or the name of one that comes along (tiny).")
@@ -45,6 +39,9 @@ def train(
         return print_explanation(resolved, as_json=json)
     world = world_of(os.environ)
     if world is None and (n := resolved.recipe.parallel.asked_ranks) > 1:
+        from bushcraft.train.layout import checked_layout
+
+        checked_layout(resolved.recipe, n)  # refused before anything is started
         raise typer.Exit(run_ranks(n, [sys.executable, "-m", "bushcraft.cli", *sys.argv[1:]], os.environ))
     from bushcraft.ledger.ledger import read_ledger
     from bushcraft.train.progress import stdout_console
@@ -71,11 +68,12 @@ def train(
 
 def _train(store: "Store", recipe: "Recipe", console: "Console", world: World | None) -> bool:
     """Train to the end (True) or until somebody asks to stop (False)."""
+    from bushcraft.parallel.ranks import joined
     from bushcraft.train.open_session import open_session
     from bushcraft.train.stop import StopRequest
     from bushcraft.train.trainer import train as train_session
 
-    with StopRequest().on_signals() as stop, joined(world):
+    with StopRequest().on_signals() as stop, joined(world, os.environ):
         session = open_session(store, recipe, lambda text: console.print(text, highlight=False), world)
         try:
             console.print(session.introduction(), highlight=False)
@@ -88,21 +86,3 @@ def _train(store: "Store", recipe: "Recipe", console: "Console", world: World | 
             where += ", before the last evaluation"
         console.print(f"stopped at {where}; checkpoint written, the same command goes on", highlight=False)
     return finished
-
-
-@contextmanager
-def joined(world: World | None) -> Iterator[None]:
-    """Meet the other ranks, and leave them afterwards. An error that another rank tells ends this one in silence."""
-    if world is None:
-        yield
-        return
-    from bushcraft.parallel.ranks import ElsewhereError
-
-    die_with_parent(os.environ)
-    join(world, "cpu", timeout=RANK_PATIENCE)
-    try:
-        yield
-    except ElsewhereError as error:
-        raise typer.Exit(error.exit_code) from None
-    finally:
-        leave()

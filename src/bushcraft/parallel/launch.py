@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import IO
 
-from bushcraft.errors import RunError
+from bushcraft.errors import BushcraftError, RunError
 
 LAUNCHER = "BUSHCRAFT_LAUNCHER"
 """The variable that tells a rank the process id of who started it."""
@@ -196,6 +196,8 @@ def _tell_failure(rank: _Rank) -> int:
     if rank.log is not None:
         rank.log.join(_LAST_WORDS_S)
     code = rank.process.returncode
+    if code == BushcraftError.exit_code:  # it has told the user what is wrong
+        return code
     how = f"ended with exit status {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
     print(f"error: rank {rank.number} {how}; the other ranks are stopped", file=sys.stderr)
     return code if code > 0 else 128 - code

@@ -126,7 +126,8 @@ def check_microbatches(layout: Layout, n_microbatches: int, n_sequences: int) ->
         return
     most = -(-n_sequences // layout.readers)
     needed = -(-layout.n_stages // step) * step
-    sizes = [n for n in range(1, most + 1) if -(-most // n) >= needed and -(-most // n) % step == 0]
+    divisors = (n for n in range(1, most + 1) if n_sequences % n == 0)
+    sizes = [n for n in divisors if -(-most // n) >= needed and -(-most // n) % step == 0]
     told = f"a multiple of {step}, and " if step > 1 else ""
     raise RecipeError(
         f"{n_microbatches} microbatches of run.microbatch_size do not fit {layout.n_stages} pipeline stages: there "

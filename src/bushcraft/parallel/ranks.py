@@ -3,16 +3,29 @@
 One rank is all ranks of itself: then nothing is sent.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from bushcraft.errors import BushcraftError, RunError
-from bushcraft.parallel.world import World
+from bushcraft.parallel.launch import die_with_parent
+from bushcraft.parallel.world import World, join, leave
 
 T = TypeVar("T")
+MEETING = timedelta(minutes=10)
+"""For the other ranks, at the start and in each collective."""
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out",
+    "timed out",
+    "Application timeout",
+)
+"""What gloo says when a rank is gone, or does not answer."""
 PATIENCE = timedelta(days=2)
 """For what the first rank does alone, such as an evaluation. A rank that dies is noticed at once, by its connection."""
 
@@ -74,6 +87,32 @@ class Ranks:
 
     def _send(self, sent: list[Any]) -> None:
         dist.broadcast_object_list(sent, src=0, group=self._group)
+
+
+@contextmanager
+def joined(world: World | None, environment: Mapping[str, str]) -> Iterator[None]:
+    """Meet the other ranks, and leave them afterwards; nothing where there are none.
+
+    What another rank has told the user ends this one in silence. Errors: `RunError` where another rank is lost.
+    """
+    if world is None:
+        yield
+        return
+    die_with_parent(environment)
+    join(world, "cpu", timeout=MEETING)
+    try:
+        yield
+    except ElsewhereError as error:
+        raise SystemExit(error.exit_code) from None
+    except RuntimeError as error:  # torch.distributed has no narrower class for a peer that went away
+        if not any(sign in str(error) for sign in LOST):
+            raise
+        raise RunError(
+            f"rank {world.rank} has lost another rank",
+            "What that one said is above or in its own log; the same command goes on from the newest checkpoint",
+        ) from error
+    finally:
+        leave()
 
 
 class ElsewhereError(RunError):

@@ -100,6 +100,7 @@ class _Stretches:
         self._peaks: list[int] = []
         self.samples: list[Sample] = []
         simulated.memory.take_peak()
+        simulated.traffic.take()  # a model is made once
 
     def watch(self, stage: nn.Module) -> None:
         stage.register_forward_pre_hook(lambda *_: self._begin_microbatch())

@@ -23,8 +23,7 @@ from bushcraft.ledger.ledger import Ledger, restore_ledger
 from bushcraft.ledger.silent import SilentLedger
 from bushcraft.model.transformer import build_model
 from bushcraft.objectives.objective import makes_long_rows
-from bushcraft.parallel.batches import n_microbatches
-from bushcraft.parallel.layout import Layout, check_layout, check_microbatches
+from bushcraft.parallel.layout import Layout
 from bushcraft.parallel.mesh import Mesh
 from bushcraft.parallel.parallel_model import ParallelModel
 from bushcraft.parallel.ranks import Ranks
@@ -33,6 +32,7 @@ from bushcraft.store.depot import Depot
 from bushcraft.store.workspace import Store
 from bushcraft.train.calibrate import sequences_in
 from bushcraft.train.heap import keep_freed_memory
+from bushcraft.train.layout import checked_layout
 from bushcraft.train.load_model import find_model
 from bushcraft.train.objective import check_vocabulary, microbatches, objective_tokens
 from bushcraft.train.open_data import Datasets, open_datasets, open_loader, open_objective
@@ -56,11 +56,8 @@ def open_session(store: Store, recipe: Recipe, say: Say, world: World | None = N
     Errors: `RecipeError`, `DataError`, `RunError`, `CheckpointError`, `StoreError`.
     """
     keep_freed_memory()
-    layout = recipe.parallel.layout(world.world_size if world else 1)
-    check_layout(layout, recipe.model)
-    n = n_microbatches(recipe.run.global_batch_size, recipe.run.microbatch_size, layout.readers)
-    check_microbatches(layout, n, recipe.run.global_batch_size)
     ranks = Ranks(world)
+    layout = ranks.first(lambda: checked_layout(recipe, ranks.world_size))
     _check_compiler(recipe)
     held: list[Ledger] = []
     try:
