@@ -5,6 +5,7 @@ Shapes: B rows, S positions.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bushcraft.model.attention import Segments
@@ -26,3 +27,9 @@ class Batch:
     encoder: Packed | None = None
     """What the encoder reads, in an encoder-decoder batch: its n-th segment belongs to the n-th of the above. The two
     sides may have different shapes."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its tensors there; segments stay on the CPU, where masks are made of them."""
+        encoder = self.encoder and Packed(self.encoder.tokens.to(device), self.encoder.segments)
+        tokens, targets, weights = (x.to(device) for x in (self.tokens, self.targets, self.loss_weights))
+        return Batch(tokens, targets, weights, self.segments, encoder)

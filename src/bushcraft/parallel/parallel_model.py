@@ -121,7 +121,7 @@ class ParallelModel:
                     module.reshard()
         aliases = {COPY: "embedding.weight"} if layout.n_stages > 1 and config.tie_embeddings else {}
         self.weights = weights_of((stage.model for stage in self.stages), shapes, axes, mesh, aliases)
-        self._pipeline = Pipeline(self.stages, mesh, config.d_model) if mesh and layout.n_stages > 1 else None
+        self._pipeline = self._pipelined(mesh) if mesh and layout.n_stages > 1 else None
 
     @property
     def n_parameters(self) -> int:
@@ -159,9 +159,8 @@ class ParallelModel:
         return totals
 
     def _inputs(self, batch: Batch) -> tuple[Any, ...]:
-        encoder = batch.encoder and Packed(batch.encoder.tokens.to(self.device), batch.encoder.segments)
-        tensors = (x.to(self.device) for x in (batch.tokens, batch.targets, batch.loss_weights))
-        return (*tensors, batch.segments, encoder)
+        batch = batch.to(self.device)
+        return batch.tokens, batch.targets, batch.loss_weights, batch.segments, batch.encoder
 
     def _over_ranks(self, totals: Tensor, n_targets: float) -> tuple[Tensor, Tensor]:
         if self.mesh is not None:
@@ -180,6 +179,9 @@ class ParallelModel:
             cut_model(model, self.mesh, self.config.vocab_size)
         is_last = stage == layout.n_stages - 1
         return LossModel(model, self.mesh, self.config.vocab_size, self.settings.z_loss, is_last)
+
+    def _pipelined(self, mesh: Mesh) -> Pipeline:
+        return Pipeline(self.stages, mesh, self.config.d_model, self.settings.reduce_each_microbatch)
 
     def _fully_shard(self, stage: LossModel) -> None:
         """FSDP over each block, and over what is left of the model."""

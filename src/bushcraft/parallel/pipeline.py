@@ -5,11 +5,13 @@ torch.distributed.pipelining. What is sent are hidden states; tokens, targets an
 and a microbatch is called by its number. Shapes: B rows, S positions, D model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
 from bushcraft.parallel.mesh import Mesh
@@ -19,10 +21,10 @@ from bushcraft.parallel.stage import Received
 class Pipeline:
     """This rank's stages; `stages` are models that take a batch's tensors and give hidden states or losses."""
 
-    def __init__(self, stages: Sequence[nn.Module], mesh: Mesh, width: int) -> None:
+    def __init__(self, stages: Sequence[nn.Module], mesh: Mesh, width: int, reduce_each_microbatch: bool) -> None:
         """`width` is D."""
         self._mesh, self._width = mesh, width
-        self._steps = [_Stage(stage) for stage in stages]
+        self._steps = [_Stage(stage, reduce_each_microbatch) for stage in stages]
         self._shape: tuple[int, ...] | None = None
         self._schedule: Any = None
 
@@ -75,18 +77,26 @@ class _Stage(nn.Module):
     n_targets: float
     totals: Tensor
 
-    def __init__(self, stage: nn.Module) -> None:
+    def __init__(self, stage: nn.Module, reduce_each_microbatch: bool) -> None:
         super().__init__()
         self.stage = stage
+        is_sharded = isinstance(stage, FSDPModule) and not reduce_each_microbatch
+        self._set_reducing: Callable[[bool], None] | None = stage.set_requires_gradient_sync if is_sharded else None  # type: ignore[assignment]
         self._received = [module for module in stage.modules() if isinstance(module, Received)]
 
     def forward(self, x: Tensor, number: Tensor) -> Tensor:
         for received in self._received:
             received.x_BSD = x
         found: Any = self.stage(*self.batches[int(number)])
-        if isinstance(found, Tensor):
-            return found
-        nll, z = found
-        loss: Tensor = (nll + z) / self.n_targets
-        self.totals += torch.stack([nll.detach(), z.detach()])
-        return loss.unsqueeze(0)
+        if not isinstance(found, Tensor):
+            nll, z = found
+            self.totals += torch.stack([nll.detach(), z.detach()])
+            found = ((nll + z) / self.n_targets).unsqueeze(0)
+        if self._set_reducing is not None:  # the backward passes of a stage come in the order of their numbers
+            is_last = int(number) == len(self.batches) - 1
+            found.register_hook(partial(_call, self._set_reducing, is_last))
+        return found  # type: ignore[no-any-return]
+
+
+def _call(function: Callable[[bool], None], flag: bool, _gradient: Tensor) -> None:
+    function(flag)

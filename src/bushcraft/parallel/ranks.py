@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from bushcraft.errors import BushcraftError, RunError
@@ -99,7 +100,10 @@ def joined(world: World | None, environment: Mapping[str, str]) -> Iterator[None
         yield
         return
     die_with_parent(environment)
-    join(world, "cpu", timeout=MEETING)
+    device = rank_device(world.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    join(world, "cuda" if device.type == "cuda" else "cpu", timeout=MEETING)
     try:
         yield
     except ElsewhereError as error:
@@ -113,6 +117,11 @@ def joined(world: World | None, environment: Mapping[str, str]) -> Iterator[None
         ) from error
     finally:
         leave()
+
+
+def rank_device(local_rank: int) -> torch.device:
+    """Where a rank computes: on its own GPU where there are any, else on the CPU."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
 class ElsewhereError(RunError):

@@ -25,7 +25,7 @@ def whole_model(parallel: ParallelModel, ranks: Ranks) -> Model | None:
     with torch.device("meta"):
         model = build_model(parallel.config)
     model.load_state_dict(tensors, assign=True)
-    return model
+    return model.to(parallel.device)
 
 
 def whole_tensors(parts: Mapping[str, Part], ranks: Ranks) -> dict[str, Tensor]:

@@ -17,11 +17,11 @@ MARGIN = 0.87
 which took 14 % of a run of the tiny recipe."""
 
 
-def sequences_in(recipe: Recipe, precision: str, batches: list[Batch]) -> int:
+def sequences_in(recipe: Recipe, precision: str, batches: list[Batch], device: torch.device) -> int:
     """Sequences that train in `run.minutes`, in whole optimizer steps; at least one step. `batches` are one step's."""
     assert recipe.run.minutes is not None
     settings = recipe.parallel.settings(precision, recipe.optimizer.z_loss)
-    model = ParallelModel(recipe.model, None, settings, torch.device("cpu"))
+    model = ParallelModel(recipe.model, None, settings, device)
     model.weights.initialise(recipe.run.seed)
     optimizer = Optimizer(model.weights, recipe.optimizer)
     seconds = []

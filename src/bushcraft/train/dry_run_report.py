@@ -57,15 +57,15 @@ def dry_run(
     recipe: Recipe,
     layout: Layout | None,
     settings: Settings | None = None,
-    world_size: int = 1,
+    world_size: int | None = None,
     device_memory_gib: float = DEVICE_GIB,
 ) -> DryRun:
-    """Of the layout or, if there is none, of the recipe's for so many ranks; "auto" is bf16 on such a device.
+    """Of the layout or, if there is none, of the recipe's for so many ranks, or as many as it asks for; "auto" is bf16 on such a device.
 
     Errors: `RecipeError` where the layout does not fit the ranks, the model or the batch.
     """
-    layout = layout or recipe.parallel.layout(world_size)
-    if world_size % layout.world_size:
+    layout = layout or recipe.parallel.layout(world_size or recipe.parallel.asked_ranks)
+    if world_size not in (None, layout.world_size):
         raise RecipeError(
             f"{layout} is a layout of {layout.world_size} ranks, and --world-size is {world_size}",
             f"Use --world-size {layout.world_size}, or change parallel.*",

@@ -26,7 +26,7 @@ from bushcraft.objectives.objective import makes_long_rows
 from bushcraft.parallel.layout import Layout
 from bushcraft.parallel.mesh import Mesh
 from bushcraft.parallel.parallel_model import ParallelModel
-from bushcraft.parallel.ranks import Ranks
+from bushcraft.parallel.ranks import Ranks, rank_device
 from bushcraft.parallel.world import World
 from bushcraft.store.depot import Depot
 from bushcraft.store.workspace import Store
@@ -168,7 +168,9 @@ def first_record(store: Store, recipe: Recipe, datasets: Datasets, ranks: Ranks)
     objective = open_objective(store, recipe, record, dataset, [])
     batches = microbatches(recipe, objective, dataset.separator_id, rows, 0)
     n_machines = ranks.world_size // ranks.local_world_size
-    return dataclasses.replace(record, sequences=n_machines * sequences_in(recipe, precision, batches))
+    return dataclasses.replace(
+        record, sequences=n_machines * sequences_in(recipe, precision, batches, rank_device(ranks.local_rank))
+    )
 
 
 def _build(
@@ -184,13 +186,14 @@ def _build(
     datasets = open_datasets(store, recipe, record.datasets)
     loader = open_loader(store, recipe, record, datasets, ledger.history)
     objective = open_objective(store, recipe, record, loader.sources[0].manifest, ledger.history)
-    mesh = Mesh(layout, torch.device("cpu")) if ranks.world_size > 1 else None
+    device = rank_device(ranks.local_rank)
+    mesh = Mesh(layout, device) if ranks.world_size > 1 else None
     varying = makes_long_rows(objective, recipe.model.kind)
     parallel = ParallelModel(
         recipe.model,
         mesh,
         recipe.parallel.settings(record.precision, recipe.optimizer.z_loss),
-        torch.device("cpu"),
+        device,
         (lambda model: model.compile_layers(varying_length=varying)) if recipe.run.compile else None,
     )
     parallel.weights.initialise(recipe.run.seed)

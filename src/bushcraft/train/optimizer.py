@@ -70,7 +70,7 @@ class Optimizer:
         """Make the state of that many steps, and give its tensors by name, to be filled."""
         for weight in self._others.values():
             self._adamw.state[weight.held] = {
-                "step": torch.tensor(scalars["step"], dtype=torch.float32),
+                "step": torch.tensor(scalars["step"], dtype=torch.float32, device=weight.held.device),
                 **{kind: torch.zeros_like(weight.held.data) for kind in ADAMW_STATE},
             }
         self._momentum = {n: torch.zeros_like(w.held.data) for n, w in self._muon.items()}

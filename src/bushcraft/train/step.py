@@ -26,6 +26,7 @@ class StepResult:
 
 def losses(model: Model, batch: Batch, precision: str, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
     """Summed nats of a batch, and its z-loss times the coefficient; weights applied."""
+    batch = batch.to(model.unembedding_VD.device)
     with compute_precision(precision):
         h_BSD = model(batch.tokens, batch.segments, batch.encoder)
         return cross_entropy(

@@ -1,6 +1,7 @@
 """Which layouts a device's memory would take, the best first.
 
-The rule: least bytes sent over axes that leave a node, then least computed again. Layouts are told apart by closed
+The rule: no pipeline where it goes without, for its ranks wait; then least bytes sent over axes that leave a node, then
+least computed again. Layouts are told apart by closed
 formulas, which take the sizes of the weights exactly and those of activations roughly; the best few are simulated.
 """
 
@@ -18,7 +19,7 @@ from bushcraft.train.dry_run import Estimate, simulate
 from bushcraft.train.recipe import Recipe
 
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
-MOST_SIMULATED = 4
+MOST_SIMULATED = 3
 GPUS_PER_NODE = 8
 CONTEXTS, PIPES = (1, 2, 4, 8), (1, 2, 4, 8, 16)
 RESERVED = 0.06
@@ -58,7 +59,12 @@ def suggest(
         estimate = heaviest(recipe, one.layout, one.settings)
         if fits(estimate, device_bytes):
             found.append((one.layout, one.settings, estimate))
-    return sorted(found, key=lambda it: (slow_bytes(it[2], gpus_per_node), RECOMPUTE.index(it[1].recompute)))
+    return sorted(found, key=lambda one: _rank(one, gpus_per_node))
+
+
+def _rank(found: Suggestion, gpus_per_node: int) -> tuple[bool, int, int]:
+    layout, settings, estimate = found
+    return layout.pipe > 1, slow_bytes(estimate, gpus_per_node), RECOMPUTE.index(settings.recompute)
 
 
 def slow_bytes(estimate: Estimate, gpus_per_node: int) -> int:
@@ -88,8 +94,8 @@ class _Candidate:
     settings: Settings
     gpus_per_node: int
 
-    def rank(self) -> tuple[float, int, int]:
-        return self.bytes_sent_slowly(), RECOMPUTE.index(self.settings.recompute), self.layout.pipe
+    def rank(self) -> tuple[bool, float, int]:
+        return self.layout.pipe > 1, self.bytes_sent_slowly(), RECOMPUTE.index(self.settings.recompute)
 
     def bytes_held(self) -> float:
         layout, model, width = self.layout, self.recipe.model, self._width()
