@@ -22,11 +22,24 @@ RecipeArgument = Annotated[
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a value: --set optimizer.learning_rate=1e-3.")]
 Explain = Annotated[bool, typer.Option("--explain", help="Print the recipe, where each value is from, what it means.")]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Tell what a rank would hold, send and compute, and allocate nothing.")
+]
+WorldSize = Annotated[
+    int | None, typer.Option("--world-size", min=1, help="Of a dry run: so many ranks; as many as the recipe asks for.")
+]
+DeviceMemory = Annotated[
+    float | None, typer.Option("--device-memory", help="Of a dry run: GiB of a device; 74.5, an H100's, by default.")
+]
+
 
 def train(
     recipe: RecipeArgument = None,
     set_: Set = None,
     explain: Explain = False,
+    dry_run: DryRun = False,
+    world_size: WorldSize = None,
+    device_memory: DeviceMemory = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -37,6 +50,8 @@ def train(
     resolved = load_recipe(recipe, set_ or [])
     if explain:
         return print_explanation(resolved, as_json=json)
+    if dry_run:
+        return _dry_run(resolved.recipe, world_size, device_memory, json)
     world = world_of(os.environ)
     if world is None and (n := resolved.recipe.parallel.asked_ranks) > 1:
         from bushcraft.train.layout import checked_layout
@@ -64,6 +79,17 @@ def train(
     if finished:
         console.print(final_report(where, name, read_ledger(where.runs / name, name)), highlight=False, markup=False)
     return None
+
+
+def _dry_run(recipe: "Recipe", world_size: int | None, device_memory: float | None, json: bool) -> None:
+    from bushcraft.train.dry_run_report import DEVICE_GIB, dry_run, print_dry_run
+    from bushcraft.train.progress import stdout_console
+
+    found = dry_run(recipe, None, world_size=world_size, device_memory_gib=device_memory or DEVICE_GIB)
+    if json:
+        print(found.to_json())
+    else:
+        print_dry_run(stdout_console(), found)
 
 
 def _train(store: "Store", recipe: "Recipe", console: "Console", world: World | None) -> bool:
