@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.connection import Connection
-from time import perf_counter
+from time import perf_counter, process_time
 
 import torch
 import transformers
@@ -49,11 +49,13 @@ class Program:
 
 
 class Contender:
-    """Processes that train: `step` does one optimizer step there, and notes its seconds and the loss before it."""
+    """Processes that train: `step` does one optimizer step there, and notes what it took and the loss before it."""
 
     def __init__(self, program: Program, shape: tuple[int, int]) -> None:
         self.program, self.shape = program, shape
         self.seconds: list[float] = []
+        self.processor_seconds: list[float] = []
+        """Of all threads of all ranks: what waiting does not add to, be it for a rank or for other programs."""
         self.losses: list[float] = []
         context = multiprocessing.get_context("spawn")
         self._store = host_store()
@@ -72,10 +74,11 @@ class Contender:
         """One step, which takes as long as the slowest rank."""
         self._tell("step")
         found = [pipe.recv() for pipe in self._pipes]
-        seconds = max(of_rank for of_rank, _ in found)
-        self.losses.append(found[0][1])
+        seconds = max(seconds for seconds, _, _ in found)
+        self.losses.append(found[0][2])
         if measured:
             self.seconds.append(seconds)
+            self.processor_seconds.append(sum(processor_seconds for _, processor_seconds, _ in found))
         print(f"{self.program.name}: {seconds:.2f} s{'' if measured else ', warming up'}", file=sys.stderr)
 
     def close(self) -> None:
@@ -108,9 +111,9 @@ def serve(pipe: Connection, program: Program, shape: tuple[int, int], world: Wor
         join(world, "cpu", PATIENCE)
     step = STEPS[program.who](program.precision, shape, program.compile)
     while pipe.recv() == "step":
-        began = perf_counter()
+        began, busy = perf_counter(), process_time()
         loss = step()
-        pipe.send((perf_counter() - began, loss))
+        pipe.send((perf_counter() - began, process_time() - busy, loss))
     leave()
 
 
