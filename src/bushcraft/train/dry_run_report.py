@@ -60,7 +60,9 @@ def dry_run(
     world_size: int | None = None,
     device_memory_gib: float = DEVICE_GIB,
 ) -> DryRun:
-    """Of the layout or, if there is none, of the recipe's for so many ranks, or as many as it asks for; "auto" is bf16 on such a device.
+    """Of the layout or, if there is none, of the recipe's for so many ranks, or as many as it asks for.
+
+    Precision "auto" is bf16 on such a device.
 
     Errors: `RecipeError` where the layout does not fit the ranks, the model or the batch.
     """

@@ -19,7 +19,7 @@ from bushcraft.train.dry_run import Estimate, simulate
 from bushcraft.train.recipe import Recipe
 
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
-MOST_SIMULATED = 3
+MOST_SIMULATED, MOST_SUGGESTED = 6, 3
 GPUS_PER_NODE = 8
 CONTEXTS, PIPES = (1, 2, 4, 8), (1, 2, 4, 8, 16)
 RESERVED = 0.06
@@ -53,13 +53,21 @@ def suggest(
     """
     wanted = settings or recipe.parallel.settings(_precision(recipe), recipe.optimizer.z_loss)
     candidates = [_Candidate(recipe, *choice, gpus_per_node) for choice in _choices(recipe, world_size, wanted)]
-    possible = [one for one in candidates if one.bytes_held() <= (1 - RESERVED) * device_bytes]
-    found: list[Suggestion] = []
-    for one in _distinct(sorted(possible, key=_Candidate.rank))[:MOST_SIMULATED]:
+    candidates.sort(key=_Candidate.rank)
+    found: dict[Layout, Suggestion] = {}
+    n_simulated, too_little = 0, 1.0
+    for one in candidates:
+        if n_simulated == MOST_SIMULATED or len(found) == MOST_SUGGESTED:
+            break
+        if one.layout in found or too_little * one.bytes_held() > (1 - RESERVED) * device_bytes:
+            continue
         estimate = heaviest(recipe, one.layout, one.settings)
+        n_simulated += 1
         if fits(estimate, device_bytes):
-            found.append((one.layout, one.settings, estimate))
-    return sorted(found, key=lambda one: _rank(one, gpus_per_node))
+            found[one.layout] = one.layout, one.settings, estimate
+        else:
+            too_little = max(too_little, estimate.peak / one.bytes_held())
+    return sorted(found.values(), key=lambda one: _rank(one, gpus_per_node))
 
 
 def _rank(found: Suggestion, gpus_per_node: int) -> tuple[bool, int, int]:
@@ -171,14 +179,6 @@ def _works(recipe: Recipe, layout: Layout) -> bool:
     except RecipeError:
         return False
     return True
-
-
-def _distinct(candidates: list[_Candidate]) -> list[_Candidate]:
-    """The first of each layout."""
-    found: dict[Layout, _Candidate] = {}
-    for one in candidates:
-        found.setdefault(one.layout, one)
-    return list(found.values())
 
 
 def _precision(recipe: Recipe) -> str:
