@@ -206,7 +206,15 @@ def _build(
     if found:
         with ledger.clock.phase("load"):
             ranks.together(lambda: session.restore(*found))
-    ledger.append("start", session.position, durable=True, checkpoint=session.checkpoint, step=session.step)
+    ledger.append(
+        "start",
+        session.position,
+        durable=True,
+        checkpoint=session.checkpoint,
+        step=session.step,
+        ranks=ranks.world_size,
+        layout=str(layout),
+    )
     return session
 
 
