@@ -1,7 +1,7 @@
 """A whole training step (forward, backward, clip, AdamW) beside plain loops around transformers' Llama of the same
 shape and weights: one process, and two ranks that share the weights beside FSDP2 as torchtitan uses it.
 
-    .peers/bin/python benchmarks/train_step.py [--quick]
+    .peers/bin/python benchmarks/train_step.py [--quick] [--only-ranks]
 
 Each contender has processes of its own, so that it keeps its own memory as its own program would, and they step in
 turn, so that what else the machine does hits them alike. A contender's figure is its median step; the ratio is the
@@ -37,19 +37,31 @@ def main() -> None:
     """Measure, print a table, write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer tokens and rounds, nothing compiled or written")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only-ranks", action="store_true", help="measure two ranks, and keep the other rows")
+    options = parser.parse_args()
+    quick = options.quick
     torch.set_num_threads(THREADS)
     quiet()
     rows = []
     for precision, target, mfu_target in (("fp32", 1.1, 0.9), ("bf16", 1.2, 0.55)):
         # A machine without bf16 products needs minutes for what a peer would do with the whole batch.
         slow = precision == "bf16" and not multiplies_bf16(CPU)
-        rows += one_process(precision, target, mfu_target, batch_shape(1, quick, slow), quick)
+        if not options.only_ranks:
+            rows += one_process(precision, target, mfu_target, batch_shape(1, quick, slow), quick)
         rows += two_ranks(precision, batch_shape(N_RANKS, quick, slow), quick)
     for row in rows:
         print(json.dumps({key: value for key, value in row.items() if not key.endswith("seconds")}, indent=1))
     if not quick:
-        RESULT.write_text(json.dumps({**provenance(), "rows": rows}, indent=1) + "\n")
+        write(rows)
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """Put the rows in place of those of the same claims; each says when and on which commit it was measured."""
+    now = provenance()
+    known = json.loads(RESULT.read_text()) if RESULT.exists() else {**now, "rows": []}
+    found = {row["claim"]: {"commit": known["commit"], "date": known["date"], **row} for row in known["rows"]}
+    found |= {row["claim"]: {**row, "commit": now["commit"], "date": now["date"]} for row in rows}
+    RESULT.write_text(json.dumps({**now, "rows": list(found.values())}, indent=1) + "\n")
 
 
 def batch_shape(n_ranks: int, quick: bool, slow: bool) -> tuple[int, int]:
@@ -89,7 +101,7 @@ def two_ranks(precision: str, shape: tuple[int, int], quick: bool) -> list[dict[
     us = Program("bushcraft", precision, keep_memory=True, n_ranks=N_RANKS)
     them = replace(us, who="FSDP2", keep_memory=False)
     programs = [us, them, replace(them, keep_memory=True)]
-    contenders, limit = alternate(programs, shape, rounds=2 if quick else 8, precision=precision)
+    contenders, limit = alternate(programs, shape, rounds=2 if quick else 6, precision=precision)
     first, second, third = contenders.values()
     what = f"{precision}, {N_RANKS} ranks that share the weights"
     return [
