@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections import Counter
 from dataclasses import asdict
@@ -20,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Work
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -35,7 +33,6 @@ from bushcraft.train.recipe import Recipe
 
 STEP, SHAPES = "the measured step", "the step after it, of whose collectives the shapes are read"
 CPU = torch.device("cpu")
-LETTING_GO_S = 0.03
 SIZES = {"float": 4, "double": 8, "c10::BFloat16": 2}
 PAYLOADS = {
     "c10d::allreduce_": ("all-reduce", 0),
@@ -106,39 +103,51 @@ def main() -> None:
             step()
         with record_function(SHAPES):
             step()
-    events = profiler.profiler.kineto_results.events()
-    found = {"peak": parameters + peak(events), "payloads": payloads(profiler), "sent": sent_by_axes(traffic.payloads)}
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    found = {"peak": parameters + peak(events), "payloads": payloads(events), "sent": sent_by_axes(traffic.payloads)}
     print(json.dumps(found), flush=True)
     if mesh is not None:
         dist.destroy_process_group()
 
 
-def peak(events: Any) -> int:
-    """Most bytes alive in the measured step, by the allocator's records, of those that were given since they began."""
-    (step,) = (event for event in events if event.name() == STEP)
-    memory = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+def peak(events: list[Any]) -> int:
+    """Most bytes alive in the measured step, by the allocator's records, of those that were given since they began.
+
+    What gloo's threads free (copies that gloo makes of a collective's input) the records lack: it was freed if its
+    address is given again.
+    """
+    step = _named(events, STEP)
+    memory = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
+    alive: dict[int, int] = {}
     now, most = 0, 0
-    for at, n_bytes in memory:
-        if at >= step.start_ns():
-            most = max(most, now)
-        if at > step.end_ns():
+    for event in memory:
+        address, n_bytes = event["args"]["Addr"], event["args"]["Bytes"]
+        if event["ts"] > step["ts"] + step["dur"]:
             break
-        now += n_bytes
-    return max(most, now)
+        now -= alive.pop(address, 0)
+        if n_bytes > 0:
+            alive[address] = n_bytes
+            now += n_bytes
+        if event["ts"] >= step["ts"]:
+            most = max(most, now)
+    return most
 
 
-def payloads(profiler: Any) -> dict[str, int]:
+def payloads(events: list[Any]) -> dict[str, int]:
     """Bytes by collective in a step, by the shapes of the operators' inputs."""
-    with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        profiler.export_chrome_trace(file.name)
-        events = json.loads(Path(file.name).read_text())["traceEvents"]
-    step = next(event for event in events if event.get("name") == SHAPES)
+    step = _named(events, SHAPES)
     found: Counter[str] = Counter()
     for event in events:
         if event.get("name") in PAYLOADS and step["ts"] <= event["ts"] <= step["ts"] + step["dur"]:
             collective, place = PAYLOADS[event["name"]]
             found[collective] += _bytes(event["args"], place)
     return dict(found)
+
+
+def _named(events: list[Any], name: str) -> Any:
+    return next(event for event in events if event.get("name") == name)
 
 
 def _bytes(inputs: Any, place: int) -> int:
@@ -149,26 +158,16 @@ def _bytes(inputs: Any, place: int) -> int:
 
 
 class _Collectives(TorchDispatchMode):
-    """Counts what is sent, and has gloo let go of a collective's tensors before the caller does: the profiler sees what
-    this thread frees, and nothing that gloo's threads do."""
+    """Counts what is sent."""
 
     def __init__(self, traffic: Traffic) -> None:
         super().__init__()
         self._traffic = traffic
-        self._held: Any = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
         if func.namespace in ("c10d", "_c10d_functional"):
             self._traffic.count(func, args)
-            if func.namespace == "_c10d_functional":
-                self._held = (self._held, args)
-            if func is torch.ops.c10d.alltoall_base_.default:
-                Work.unbox(found).wait()
-            if func in (torch.ops.c10d.alltoall_base_.default, torch.ops._c10d_functional.wait_tensor.default):
-                time.sleep(LETTING_GO_S)
-                self._held = None
-        return found
+        return func(*args, **(kwargs or {}))
 
 
 if __name__ == "__main__":
