@@ -98,7 +98,8 @@ def print_dry_run(console: Console, found: DryRun, gpus_per_node: int = GPUS_PER
     console.print(table)
     console.print(_verdict(found), highlight=False)
     for layout, settings, other in found.suggestions:
-        console.print(f"  {layout}: {_size(other.peak)}, {_size(other.sent_bytes)} sent; {_set(layout, settings)}")
+        told = f"  {layout}: {_size(other.peak)}, {_size(other.sent_bytes)} sent; {_set(layout, settings)}"
+        console.print(told, highlight=False)
 
 
 def _add(table: Table, name: str, n_bytes: int, device_bytes: int, style: str | None = None) -> None:
