@@ -68,6 +68,14 @@ def test_srun_without_variables_of_the_step_tells_the_place() -> None:
     assert world_of({**old, "SLURM_NODEID": "2"}) == World(4, 8, 0, 2, "gpu01", port_of_step(4242, 0))
 
 
+def test_srun_that_may_put_rank_0_on_any_host_wants_an_address() -> None:
+    with pytest.raises(RunError, match=r"^SLURM_DISTRIBUTION is 'arbitrary'.* Set MASTER_ADDR"):
+        world_of({**SRUN, "SLURM_DISTRIBUTION": "arbitrary"})
+    told = world_of({**SRUN, "SLURM_DISTRIBUTION": "arbitrary", "MASTER_ADDR": "gpu03"})
+    assert told is not None
+    assert told.address == "gpu03"
+
+
 def test_indexed_job_tells_the_place() -> None:
     assert world_of(POD) == World(3, 4, 0, 1, "train-0.train", 29500)
     pod_of_two = {**POD, "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_PORT": "7000"}

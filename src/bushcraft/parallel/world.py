@@ -110,19 +110,26 @@ def _srun_world(variables: _Variables) -> World | None:
         return None
     tasks = variables.name("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
     local_world_size = tasks_on_node(variables.text(tasks), variables.integer("SLURM_NODEID"), tasks)
-    address = variables.environment.get("MASTER_ADDR")
-    if not address:
-        nodes = variables.name("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
-        address = first_host(variables.text(nodes), nodes)
     job, step = variables.integer("SLURM_JOB_ID", high=1 << 32), variables.integer("SLURM_STEP_ID", high=1 << 32)
     return World(
         rank=variables.integer("SLURM_PROCID", high=world_size - 1),
         world_size=world_size,
         local_rank=variables.integer("SLURM_LOCALID", high=local_world_size - 1),
         local_world_size=local_world_size,
-        address=address,
+        address=variables.environment.get("MASTER_ADDR") or _srun_address(variables),
         port=variables.port_or(port_of_step(job, step)),
     )
+
+
+def _srun_address(variables: _Variables) -> str:
+    """The host of task 0, which is the first of the step unless the user distributes the tasks as he likes."""
+    if variables.environment.get("SLURM_DISTRIBUTION") == "arbitrary":
+        raise RunError(
+            "SLURM_DISTRIBUTION is 'arbitrary', which does not tell on which host rank 0 is",
+            "Set MASTER_ADDR to the host of rank 0, or start the ranks with another --distribution",
+        )
+    nodes = variables.name("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")
+    return first_host(variables.text(nodes), nodes)
 
 
 def _pod_world(variables: _Variables) -> World:
