@@ -52,13 +52,14 @@ def main() -> None:
     for row in rows:
         print(json.dumps({key: value for key, value in row.items() if not key.endswith("seconds")}, indent=1))
     if not quick:
-        write(rows)
+        write(rows, keep_others=options.only_ranks)
 
 
-def write(rows: list[dict[str, Any]]) -> None:
-    """Put the rows in place of those of the same claims; each says when and on which commit it was measured."""
+def write(rows: list[dict[str, Any]], keep_others: bool) -> None:
+    """The result, with the rows of other claims as they were or without them; each row says when and on which commit
+    it was measured."""
     now = provenance()
-    known = json.loads(RESULT.read_text()) if RESULT.exists() else {**now, "rows": []}
+    known = json.loads(RESULT.read_text()) if keep_others and RESULT.exists() else {**now, "rows": []}
     found = {row["claim"]: {"commit": known["commit"], "date": known["date"], **row} for row in known["rows"]}
     found |= {row["claim"]: {**row, "commit": now["commit"], "date": now["date"]} for row in rows}
     RESULT.write_text(json.dumps({**now, "rows": list(found.values())}, indent=1) + "\n")
