@@ -120,8 +120,10 @@ def joined(world: World | None, environment: Mapping[str, str]) -> Iterator[None
 
 
 def rank_device(local_rank: int) -> torch.device:
-    """Where a rank computes: on its own GPU where there are any, else on the CPU."""
-    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    """Where a rank computes: on a GPU of its own, the only one that it sees or that of its number; else on the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 class ElsewhereError(RunError):
