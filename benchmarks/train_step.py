@@ -121,12 +121,13 @@ def alternate(
     peaks = []
     for n in range(WARMUP_ROUNDS + rounds):
         peaks.append(matmul_peak(precision))
-        for contender in contenders.values():
-            contender.step(measured=n >= WARMUP_ROUNDS)
+        first = n % len(programs)  # who steps right after the peak was measured differs from round to round
+        for program in programs[first:] + programs[:first]:
+            contenders[program].step(measured=n >= WARMUP_ROUNDS)
     for contender in contenders.values():
         contender.close()
-    first = [contender.losses[0] for contender in contenders.values()]
-    assert max(first) - min(first) < 1e-2, f"the contenders are not the same model: {first}"
+    losses = [contender.losses[0] for contender in contenders.values()]
+    assert max(losses) - min(losses) < 1e-2, f"the contenders are not the same model: {losses}"
     return contenders, max(peaks)
 
 

@@ -34,6 +34,17 @@ def compute_precision(precision: str) -> Iterator[None]:
         _precision = before
 
 
+@contextlib.contextmanager
+def assumed_bf16_units() -> Iterator[None]:
+    """Take the CPU inside the block for one that multiplies bf16: where it stands for another device."""
+    global _CPU_MULTIPLIES_BF16
+    before, _CPU_MULTIPLIES_BF16 = _CPU_MULTIPLIES_BF16, True
+    try:
+        yield
+    finally:
+        _CPU_MULTIPLIES_BF16 = before
+
+
 def present_precision() -> str:
     """What the innermost `compute_precision` set."""
     return _precision

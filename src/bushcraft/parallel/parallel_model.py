@@ -32,6 +32,8 @@ from bushcraft.parallel.stage import COPY, cut_layers
 from bushcraft.parallel.weights import weights_of
 
 Compile = Callable[[Model], None]
+Losses = Callable[..., tuple[Tensor, Tensor]]
+"""`cross_entropy`, or what stands for it."""
 
 
 def whole_shapes(config: ModelConfig) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, ...]]]:
@@ -49,6 +51,7 @@ class LossModel(nn.Module):
         self.model = model
         self._is_last = is_last
         self.z_loss = z_loss
+        self.losses: Losses = cross_entropy
         self._mesh = mesh
         self._vocabulary = (vocabulary_part(mesh, vocab_size) if mesh else None) or WHOLE_VOCABULARY
 
@@ -68,7 +71,7 @@ class LossModel(nn.Module):
         if self._mesh is not None:
             h_BSD = whole_positions(h_BSD, self._mesh)
             targets_BS, weights_BS = (positions_of(x, self._mesh) for x in (targets_BS, weights_BS))
-        return cross_entropy(
+        return self.losses(
             h_BSD.flatten(0, 1),
             self.model.unembedding_VD,
             targets_BS.flatten(),

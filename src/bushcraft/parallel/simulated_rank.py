@@ -7,7 +7,6 @@ go to a process group that answers at once. What the rank holds and sends is cou
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -22,7 +21,6 @@ from torch.utils._pytree import tree_leaves
 from bushcraft.model import attention_cpu, precision
 from bushcraft.parallel.count_memory import Memory
 from bushcraft.parallel.count_traffic import Traffic
-from bushcraft.parallel.few_chunks import losses_of_few_chunks
 from bushcraft.parallel.layout import AXES, Layout
 from bushcraft.parallel.mesh import Mesh
 
@@ -54,8 +52,7 @@ def simulated_rank(layout: Layout, rank: int, device: Device) -> Iterator[Simula
         mesh = stack.enter_context(_one_mesh(layout, rank)) if layout.world_size > 1 else None
         simulated = SimulatedRank(mesh, layout)
         if device == "cuda":
-            stack.enter_context(_bf16_products())
-        stack.enter_context(losses_of_few_chunks(simulated.traffic))
+            stack.enter_context(precision.assumed_bf16_units())  # every CUDA device that trains has them
         stack.enter_context(simulated.memory.follows_resizing())
         stack.enter_context(_Operators(simulated, device))
         yield simulated
@@ -133,13 +130,6 @@ def _flash_backward_bytes(q_BSHE: Tensor, k_BTKE: Tensor) -> int:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-@contextmanager
-def _bf16_products() -> Iterator[None]:
-    """Every CUDA device that trains multiplies bf16."""
-    with patch.object(precision, "_CPU_MULTIPLIES_BF16", True):
-        yield
 
 
 @contextmanager

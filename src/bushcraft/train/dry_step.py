@@ -13,6 +13,7 @@ from torch import nn
 from bushcraft.model.config import ModelConfig
 from bushcraft.objectives.batch import Batch
 from bushcraft.parallel.count_traffic import Link
+from bushcraft.parallel.few_chunks import losses_of_few_chunks
 from bushcraft.parallel.layout import Coordinate, Layout
 from bushcraft.parallel.mesh import Mesh
 from bushcraft.parallel.parallel_model import ParallelModel, Settings, whole_shapes
@@ -75,6 +76,8 @@ def simulate_gradients(
     """Of each microbatch, in their order; of a pipeline, which mixes them, one of all."""
     with simulated_rank(layout, rank, device) as simulated:
         model = ParallelModel(config, simulated.mesh, settings, CPU)
+        for stage in model.stages:
+            stage.losses = losses_of_few_chunks(simulated.traffic)
         stretches = _Stretches(simulated, config)
         if layout.n_stages == 1:
             stretches.watch(model.stages[0])
