@@ -77,3 +77,5 @@ bench: install peers
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/objectives.py
 	$(BIN)/python benchmarks/architectures.py
+	$(BIN)/python benchmarks/layout_matrix.py
+	$(BIN)/python benchmarks/dry_run.py
