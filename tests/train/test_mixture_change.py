@@ -63,9 +63,8 @@ def test_the_ledger_tells_every_byte_that_was_read(text_store: Store, changed_ru
     receipt = receipts.EMPTY
     steps = [event for event in events_of(text_store, changed_runs[0]) if event.type == "step"]
     for step in steps:
-        receipt = receipts.extend(
-            receipt, step.data["begin"], step.position, loader.rows(step.data["begin"], step.position)
-        )
+        rows = loader.rows(step.data["begin"], step.position)
+        receipt = receipts.extend(receipt, step.data["begin"], step.position, rows.digests())
         assert step.data["receipt"] == receipt, step.position
     assert len(steps) == 12
 

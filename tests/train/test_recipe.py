@@ -119,7 +119,7 @@ def test_a_run_in_minutes_has_no_planned_sequences() -> None:
             "objective.zzz.y={a=1, b=2}",
             "unknown key objective.zzz.y in --set: known keys are objective.kind, objective",
         ),
-        ("zzz=1", "known keys are run, model, data, objective, optimizer, schedule, checkpoint, evaluate"),
+        ("zzz=1", "known keys are run, model, data, objective, optimizer, schedule, parallel, checkpoint, evaluate"),
         ("objective.zzz=1", "known keys are objective.kind, objective.mean_span"),
         ("run.microbatch_size=5", "size = 5 does not divide run.global_batch_size = 16: use 1, 2, 4, 8 or 16"),
         ("run.seed=-1", "run.seed = -1 in --set: use a whole number of at least 0 and below"),
