@@ -39,11 +39,11 @@ def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_the_command_starts_its_ranks_and_reports_once(text_store: Store, reference: str) -> None:
-    done = train(text_store, "two", "parallel.shard=2")
+    done = train(text_store, "two-ranks", "parallel.shard=2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("begins: ") == done.stdout.count("held-out     ") == 1
     assert "2 ranks (shard 2)" in done.stdout
-    found = compare(text_store, "two", reference)
+    found = compare(text_store, "two-ranks", reference)
     assert found.first_difference is None
     assert found.compared_to == 96
 
