@@ -50,9 +50,6 @@ class Weights:
         self.by_name = {weight.name: weight for weight in sorted(weights, key=lambda weight: weight.name)}
         self.mesh = mesh
 
-    def __iter__(self) -> "Iterable[Weight]":
-        return iter(self.by_name.values())
-
     def parts(self) -> dict[str, Part]:
         """The weights themselves."""
         return {name: weight.part(weight.held.data) for name, weight in self.by_name.items()}
@@ -81,10 +78,10 @@ class Weights:
     def gradient_norm(self) -> float:
         """Of the whole gradient, the same on every rank."""
         gradients = [w.held.grad for w in self.by_name.values() if w.held.grad is not None and w.counts]
+        norm = nn.utils.get_total_norm(gradients)
         if self.mesh is None:
-            return float(nn.utils.get_total_norm(gradients))
-        square = sum((gradient.double().square().sum() for gradient in gradients), torch.zeros((), dtype=torch.float64))
-        square = square.to(self.mesh.device)
+            return float(norm)
+        square = norm.double().square().to(self.mesh.device)
         dist.all_reduce(square, group=self.mesh.group(*GRADIENT_AXES))
         return float(square.sqrt())
 
