@@ -113,3 +113,20 @@ def test_a_layout_that_does_not_fit_says_which_numbers_would(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (text_store.runs / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--world-size", "8"), "--world-size and --device-memory are those of a dry run. Add --dry-run"),
+        (("--device-memory", "80"), "--world-size and --device-memory are those of a dry run. Add --dry-run"),
+        (("--dry-run", "--device-memory", "-1"), "--device-memory"),
+        (("--dry-run", "--world-size", "3", "--set", "parallel.shard=2"), "parallel.shard = 2 does not fit 3 ranks"),
+    ],
+)
+def test_what_a_dry_run_cannot_be_asked_is_told(options: tuple[str, ...], message: str) -> None:
+    command = [sys.executable, "-m", "bushcraft.cli", "train", "smoke", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bushcraft.cli.options import JsonOption, StoreOption, open_store, print_json
+from bushcraft.errors import RecipeError
 from bushcraft.parallel.launch import run_ranks
 from bushcraft.parallel.world import World, world_of
 
@@ -29,7 +30,8 @@ WorldSize = Annotated[
     int | None, typer.Option("--world-size", min=1, help="Of a dry run: so many ranks; as many as the recipe asks for.")
 ]
 DeviceMemory = Annotated[
-    float | None, typer.Option("--device-memory", help="Of a dry run: GiB of a device; 74.5, an H100's, by default.")
+    float | None,
+    typer.Option("--device-memory", min=0.001, help="Of a dry run: GiB of a device; 74.5, an H100's, by default."),
 ]
 
 
@@ -52,6 +54,11 @@ def train(
         return print_explanation(resolved, as_json=json)
     if dry_run:
         return _dry_run(resolved.recipe, world_size, device_memory, json)
+    if world_size is not None or device_memory is not None:
+        raise RecipeError(
+            "--world-size and --device-memory are those of a dry run",
+            "Add --dry-run, or train with so many ranks by --set parallel.shard=N",
+        )
     world = world_of(os.environ)
     if world is None and (n := resolved.recipe.parallel.asked_ranks) > 1:
         from bushcraft.train.layout import checked_layout
