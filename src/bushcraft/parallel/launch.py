@@ -170,6 +170,8 @@ def _watch(ranks: list[_Rank], events: Events, terminate_after: float, kill_afte
             continue
         rank = running.pop(event)
         _kill(rank)  # what it has left behind
+        if rank.log is not None:
+            rank.log.join(_LAST_WORDS_S)
         if rank.process.returncode and not status:
             status = _tell_failure(rank)
             terminate_at = time.monotonic() + terminate_after
@@ -192,9 +194,7 @@ def _kill(rank: _Rank) -> None:
 
 
 def _tell_failure(rank: _Rank) -> int:
-    """Say how a rank ended, after its last words; its exit status as a shell counts it."""
-    if rank.log is not None:
-        rank.log.join(_LAST_WORDS_S)
+    """Say how a rank ended; its exit status as a shell counts it."""
     code = rank.process.returncode
     if code == BushcraftError.exit_code:  # it has told the user what is wrong
         return code
