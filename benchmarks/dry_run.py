@@ -13,7 +13,7 @@ from result import Row, write
 
 from bushcraft.parallel.layout import Layout
 from bushcraft.parallel.parallel_model import Settings
-from bushcraft.train.dry_run import simulate
+from bushcraft.train.dry_run.estimate import simulate
 from bushcraft.train.recipe import Recipe
 from bushcraft.train.resolve import load_recipe
 

@@ -23,11 +23,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bushcraft.parallel.batches import microbatch_bounds
-from bushcraft.parallel.count_traffic import Traffic, sent_by_axes
 from bushcraft.parallel.layout import Layout
 from bushcraft.parallel.mesh import Mesh
 from bushcraft.parallel.parallel_model import ParallelModel, Settings
-from bushcraft.train.dry_batches import longest_batch
+from bushcraft.parallel.simulation.traffic import Traffic, sent_by_axes
+from bushcraft.train.dry_run.batches import longest_batch
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.recipe import Recipe
 

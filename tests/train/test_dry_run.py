@@ -9,12 +9,12 @@ from rich.console import Console
 from bushcraft.errors import RecipeError
 from bushcraft.parallel.layout import Layout
 from bushcraft.parallel.parallel_model import Settings
-from bushcraft.train import dry_run as dry_run_module
-from bushcraft.train.dry_run import Estimate, simulate
-from bushcraft.train.dry_run_report import dry_run, print_dry_run
+from bushcraft.train.dry_run import estimate
+from bushcraft.train.dry_run.estimate import Estimate, simulate
+from bushcraft.train.dry_run.report import dry_run, print_dry_run
+from bushcraft.train.dry_run.suggest import leaves_node
 from bushcraft.train.recipe import Recipe
 from bushcraft.train.resolve import load_recipe
-from bushcraft.train.suggest_layouts import leaves_node
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -42,8 +42,8 @@ def test_a_step_extended_from_few_layers_and_microbatches_is_the_whole_one(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extended = simulate(small("run.global_batch_size=20"), layout, Settings())
-    monkeypatch.setattr(dry_run_module, "FEWEST_LAYERS", 9)
-    monkeypatch.setattr(dry_run_module, "FEWEST_MICROBATCHES", 20)
+    monkeypatch.setattr(estimate, "FEWEST_LAYERS", 9)
+    monkeypatch.setattr(estimate, "FEWEST_MICROBATCHES", 20)
     assert extended == simulate(small("run.global_batch_size=20"), layout, Settings())
 
 

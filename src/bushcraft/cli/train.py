@@ -89,7 +89,7 @@ def train(
 
 
 def _dry_run(recipe: "Recipe", world_size: int | None, device_memory: float | None, json: bool) -> None:
-    from bushcraft.train.dry_run_report import DEVICE_GIB, dry_run, print_dry_run
+    from bushcraft.train.dry_run.report import DEVICE_GIB, dry_run, print_dry_run
     from bushcraft.train.progress import stdout_console
 
     found = dry_run(recipe, None, world_size=world_size, device_memory_gib=device_memory or DEVICE_GIB)

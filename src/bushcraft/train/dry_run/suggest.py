@@ -15,7 +15,7 @@ from bushcraft.parallel.batches import n_microbatches
 from bushcraft.parallel.layout import AXES, Layout, check_layout, check_microbatches
 from bushcraft.parallel.parallel_model import Settings
 from bushcraft.parallel.recompute import Recompute
-from bushcraft.train.dry_run import Estimate, simulate
+from bushcraft.train.dry_run.estimate import Estimate, simulate
 from bushcraft.train.recipe import Recipe
 
 RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bushcraft.model import cross_entropy as losses
-from bushcraft.parallel.count_traffic import Traffic
 from bushcraft.parallel.parallel_model import Losses
+from bushcraft.parallel.simulation.traffic import Traffic
 
 WHOLE_CHUNKS = 2
 """The second has what the first leaves behind."""

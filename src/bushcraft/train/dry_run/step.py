@@ -12,13 +12,13 @@ from torch import nn
 
 from bushcraft.model.config import ModelConfig
 from bushcraft.objectives.batch import Batch
-from bushcraft.parallel.count_traffic import Link
-from bushcraft.parallel.few_chunks import losses_of_few_chunks
 from bushcraft.parallel.layout import Coordinate, Layout
 from bushcraft.parallel.mesh import Mesh
 from bushcraft.parallel.parallel_model import ParallelModel, Settings, whole_shapes
 from bushcraft.parallel.rules import box, is_cut_by_tensor, stage_layers
-from bushcraft.parallel.simulated_rank import Device, SimulatedRank, simulated_rank
+from bushcraft.parallel.simulation.few_chunks import losses_of_few_chunks
+from bushcraft.parallel.simulation.rank import Device, SimulatedRank, simulated_rank
+from bushcraft.parallel.simulation.traffic import Link
 from bushcraft.parallel.weights import Weight, Weights
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.recipe import Recipe

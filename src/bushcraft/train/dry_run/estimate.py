@@ -14,13 +14,13 @@ from typing import Any
 from bushcraft.model.config import ModelConfig
 from bushcraft.objectives.batch import Batch
 from bushcraft.parallel.batches import microbatch_bounds
-from bushcraft.parallel.count_traffic import sent_by_axes
 from bushcraft.parallel.layout import Layout, check_layout, check_microbatches
 from bushcraft.parallel.parallel_model import Settings
 from bushcraft.parallel.rules import stage_layers
-from bushcraft.parallel.simulated_rank import Device
-from bushcraft.train.dry_batches import flops_per_step, longest_batch
-from bushcraft.train.dry_step import Sample, simulate_gradients, simulate_update
+from bushcraft.parallel.simulation.rank import Device
+from bushcraft.parallel.simulation.traffic import sent_by_axes
+from bushcraft.train.dry_run.batches import flops_per_step, longest_batch
+from bushcraft.train.dry_run.step import Sample, simulate_gradients, simulate_update
 from bushcraft.train.recipe import Recipe
 
 FEWEST_LAYERS = 3
@@ -42,7 +42,7 @@ class Estimate:
     """The most that is held beside these three: activations, gathered weights, gradients that are not yet summed, what
     operators work on."""
     sent: dict[str, dict[str, int]]
-    """Bytes a step by mesh axes ("shard", "shard+context") and collective, as `count_traffic` counts them."""
+    """Bytes a step by mesh axes ("shard", "shard+context") and collective, as `parallel.simulation` counts them."""
     flops: float
     """Of the model's products and attention, as `model/flops.py` counts them; what is computed again is not counted."""
 

@@ -19,10 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bushcraft.model import attention_cpu, precision
-from bushcraft.parallel.count_memory import Memory
-from bushcraft.parallel.count_traffic import Traffic
 from bushcraft.parallel.layout import AXES, Layout
 from bushcraft.parallel.mesh import Mesh
+from bushcraft.parallel.simulation.memory import Memory
+from bushcraft.parallel.simulation.traffic import Traffic
 
 Device = Literal["cpu", "cuda"]
 

@@ -10,9 +10,9 @@ from rich.table import Table
 from bushcraft.errors import RecipeError
 from bushcraft.parallel.layout import Layout
 from bushcraft.parallel.parallel_model import Settings
-from bushcraft.train.dry_run import Estimate
+from bushcraft.train.dry_run.estimate import Estimate
+from bushcraft.train.dry_run.suggest import GPUS_PER_NODE, Suggestion, fits, heaviest, leaves_node, suggest
 from bushcraft.train.recipe import Recipe
-from bushcraft.train.suggest_layouts import GPUS_PER_NODE, Suggestion, fits, heaviest, leaves_node, suggest
 
 DEVICE_GIB = 80e9 / 2**30
 """Of an H100 with 80 GB."""

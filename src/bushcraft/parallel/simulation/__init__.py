@@ -1,0 +1,1 @@
+"""A rank of many on tensors without data, and what is counted of it."""
