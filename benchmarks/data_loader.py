@@ -27,7 +27,7 @@ from bushcraft.data.loader import Loader, open_source, order_source
 from bushcraft.data.manifest import DatasetManifest, read_manifest, split_from_packs, write_manifest
 from bushcraft.data.order import Order
 from bushcraft.errors import CorruptObjectError
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from bushcraft.store.pack import FRAME_BYTES, MAGIC, PackEntry, PackWriter
 
 PEERS = Path(__file__).with_name("data_loader_peers.py")
@@ -67,7 +67,7 @@ def throughput(root: Path, peers: Path | None, quick: bool) -> list[Row]:
     tokens = np.random.default_rng(0).integers(1, 50_000, n_tokens, dtype=np.uint16)
     tokens[::DOCUMENT] = SEPARATOR
     np.save(root / "tokens.npy", tokens.reshape(-1, SEQUENCE))
-    depot = Depot.create(root / "depot")
+    depot = LocalDepot.create(root / "depot")
     write_dataset(depot, "tokens", [write_pack(depot, tokens)])
     others = [Peer(peers, name, root) for name in ("streaming", "grain")] if peers else []
 
@@ -134,7 +134,7 @@ def ask(peers: Path, *arguments: object) -> Any:
 
 def first_batch(root: Path, peers: Path | None, quick: bool) -> list[Row]:
     """Open and read 8 rows in a fresh process; a table of packs that names one pack many times makes any size."""
-    depot = Depot.create(root)
+    depot = LocalDepot.create(root)
     entry = write_pack(depot, np.random.default_rng(0).integers(1, 50_000, PACK_TOKENS, dtype=np.uint16))
     powers = [6, 8, 10] if quick else [6, 7, 8, 9, 10]
     for power in powers:
@@ -169,7 +169,7 @@ def open_and_read(root: str, name: str, position: str) -> tuple[float, float]:
     import numpy.ma  # noqa: F401 - numpy's unique imports it when first called; no import is to be timed
 
     begin = time.monotonic()
-    open_loader(Depot.open(Path(root)), name).rows(int(position), int(position) + 8)
+    open_loader(LocalDepot.open(Path(root)), name).rows(int(position), int(position) + 8)
     end = time.monotonic()
     return end - begin, end
 
@@ -179,7 +179,7 @@ def open_and_read(root: str, name: str, position: str) -> tuple[float, float]:
 
 def integrity(root: Path, peers: Path | None, quick: bool) -> list[Row]:  # noqa: ARG001 - quick as it is
     """Flip one byte on the disk; then ask for every sequence, start again and ask again."""
-    depot = Depot.create(root / "depot")
+    depot = LocalDepot.create(root / "depot")
     entry = write_pack(depot, np.repeat(np.arange(1, N_SAMPLES + 1, dtype=np.uint16), SAMPLE))
     write_dataset(depot, "tokens", [entry])
     running = open_loader(depot, "tokens", SAMPLE)
@@ -220,7 +220,7 @@ def ask_for_everything(loader: Loader) -> tuple[int, int, str]:
 # Data sets
 
 
-def write_pack(depot: Depot, tokens: NDArray[np.uint16]) -> PackEntry:
+def write_pack(depot: LocalDepot, tokens: NDArray[np.uint16]) -> PackEntry:
     """A pack of documents that begin at each separator."""
     writer = PackWriter(depot, itemsize=2)
     bounds = [0, *(1 + np.flatnonzero(tokens[1:] == SEPARATOR)).tolist(), len(tokens)]
@@ -231,12 +231,12 @@ def write_pack(depot: Depot, tokens: NDArray[np.uint16]) -> PackEntry:
     return entry
 
 
-def write_dataset(depot: Depot, name: str, packs: list[PackEntry]) -> None:
+def write_dataset(depot: LocalDepot, name: str, packs: list[PackEntry]) -> None:
     splits = {"train": split_from_packs(depot, packs)}
     write_manifest(depot, DatasetManifest(name, depot.put_bytes(b"{}"), "none", 50_000, SEPARATOR, 2, splits))
 
 
-def open_loader(depot: Depot, name: str, sequence_length: int = SEQUENCE) -> Loader:
+def open_loader(depot: LocalDepot, name: str, sequence_length: int = SEQUENCE) -> Loader:
     source = open_source(depot, name, read_manifest(depot, name)[1], CACHE_BYTES)
     order = Order((order_source(source, sequence_length),), seed=1, weights=(1.0,), global_batch_size=BATCH)
     return Loader((source,), order, sequence_length)

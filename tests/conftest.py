@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bushcraft.data.manifest import DatasetManifest, split_from_packs, write_manifest
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from bushcraft.store.pack import PackEntry, PackWriter
 from bushcraft.store.workspace import Store
 
@@ -18,7 +18,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def depot(store: Store) -> Depot:
+def depot(store: Store) -> LocalDepot:
     return store.depot
 
 
@@ -31,7 +31,7 @@ def random_documents(seed: int, n_documents: int, max_tokens: int = 3000, vocab:
         yield tokens
 
 
-def write_pack(depot: Depot, documents: list[np.ndarray], itemsize: int = 2) -> PackEntry:
+def write_pack(depot: LocalDepot, documents: list[np.ndarray], itemsize: int = 2) -> PackEntry:
     writer = PackWriter(depot, itemsize)
     for number, tokens in enumerate(documents):
         writer.add(tokens, f"document-{number}", 4 * len(tokens))
@@ -40,7 +40,9 @@ def write_pack(depot: Depot, documents: list[np.ndarray], itemsize: int = 2) -> 
     return entry
 
 
-def write_dataset(depot: Depot, name: str, packs: list[list[np.ndarray]], heldout: list[np.ndarray]) -> DatasetManifest:
+def write_dataset(
+    depot: LocalDepot, name: str, packs: list[list[np.ndarray]], heldout: list[np.ndarray]
+) -> DatasetManifest:
     """A data set of these documents, without a tokenizer."""
     splits = {
         "train": split_from_packs(depot, [write_pack(depot, documents) for documents in packs]),

@@ -15,7 +15,7 @@ import typer
 
 from bushcraft.cli import app
 from bushcraft.data.tokenizer_training import train_tokenizer
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from tests.conftest import random_documents, write_pack
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +165,7 @@ def numbers(row: dict[str, Any]) -> list[float]:
     return [value for value in row.values() if isinstance(value, int | float) and not isinstance(value, bool)]
 
 
-def test_the_published_reader_reads_a_pack(depot: Depot) -> None:
+def test_the_published_reader_reads_a_pack(depot: LocalDepot) -> None:
     documents = list(random_documents(seed=1, n_documents=150, max_tokens=5000))
     entry = write_pack(depot, documents)
     assert entry.n_tokens > 2 * 131_072  # several frames

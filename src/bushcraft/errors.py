@@ -39,6 +39,14 @@ class CorruptObjectError(StoreError):
     """Bytes that are not what their name or checksum says; they were not used."""
 
 
+class MissingObjectError(StoreError):
+    """An object that is not there."""
+
+
+class UnreachableError(StoreError):
+    """A provider or a peer that does not answer, or refuses for now: later it may."""
+
+
 class CheckpointError(BushcraftError):
     """A checkpoint that is missing, incomplete or does not fit the model."""
 

@@ -19,7 +19,7 @@ from bushcraft.data.tokenizer_training import train_tokenizer
 from bushcraft.model.config import ModelConfig
 from bushcraft.model.initialise import initialise
 from bushcraft.model.transformer import build_model
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from bushcraft.store.workspace import Store
 
 VOCABULARY = 300
@@ -43,7 +43,7 @@ def tokenizer() -> bytes:
     return train_tokenizer(["a text of some words, and some more words of a text"], 270).json
 
 
-def save(depot: Depot, **values: Any) -> tuple[CheckpointManifest, ModelConfig]:
+def save(depot: LocalDepot, **values: Any) -> tuple[CheckpointManifest, ModelConfig]:
     """A checkpoint of a random model, norms included."""
     config = ModelConfig(**values)
     model = build_model(config)
@@ -56,7 +56,7 @@ def save(depot: Depot, **values: Any) -> tuple[CheckpointManifest, ModelConfig]:
     return CheckpointManifest("r", 0, 0, "", "", {}, {}, "", {}, entries), config
 
 
-def export(depot: Depot, folder: Path, dtype: torch.dtype = torch.float32, **values: Any) -> CheckpointManifest:
+def export(depot: LocalDepot, folder: Path, dtype: torch.dtype = torch.float32, **values: Any) -> CheckpointManifest:
     manifest, config = save(depot, **values)
     export_folder(depot, manifest, config, TextSide(tokenizer(), 0, (0,), puts_begin=True), 64, folder, dtype)
     return manifest

@@ -12,19 +12,19 @@ from torch import Tensor
 from bushcraft.checkpoint.manifest import TensorEntry
 from bushcraft.checkpoint.tensors import merge_entries, save_parts
 from bushcraft.parallel.box import Box, Part
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 
 
-class CountingDepot(Depot):
+class CountingDepot(LocalDepot):
     """Notes what is read."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
         self.n_read = 0
 
-    def read_range(self, name: str, begin: int, end: int) -> bytes:
+    def fetch(self, name: str, begin: int, end: int) -> bytes:
         self.n_read += end - begin
-        return super().read_range(name, begin, end)
+        return super().fetch(name, begin, end)
 
 
 def grid_boxes(shape: tuple[int, ...], grid: tuple[int, ...]) -> Iterator[Box]:
@@ -48,7 +48,7 @@ def ranks_of(tensor: Tensor, grid: tuple[int, ...], n_copies: int = 1) -> list[P
     ]
 
 
-def save_by_ranks(depot: Depot, name: str, parts: list[Part]) -> TensorEntry:
+def save_by_ranks(depot: LocalDepot, name: str, parts: list[Part]) -> TensorEntry:
     return merge_entries([save_parts(depot, {name: part}) for part in parts])[name]
 
 

@@ -8,7 +8,8 @@ from bushcraft.checkpoint.manifest import CheckpointManifest, read_manifest, wri
 from bushcraft.checkpoint.newest import newest, verify
 from bushcraft.checkpoint.tensors import load_tensor, save_tensors
 from bushcraft.errors import BushcraftError, CheckpointError, CorruptObjectError
-from bushcraft.store.depot import Depot, object_name
+from bushcraft.store.depot import object_name
+from bushcraft.store.local import LocalDepot
 
 
 def _tensors() -> dict[str, Tensor]:
@@ -22,14 +23,14 @@ def _tensors() -> dict[str, Tensor]:
     }
 
 
-def _save(depot: Depot, position: int, tensors: dict[str, Tensor] | None = None) -> str:
+def _save(depot: LocalDepot, position: int, tensors: dict[str, Tensor] | None = None) -> str:
     entries = save_tensors(depot, _tensors() if tensors is None else tensors)
     ledger, code = depot.put_bytes(b"ledger"), depot.put_bytes(b"code")
     manifest = CheckpointManifest("r", position, position // 8, "0" * 64, ledger, {}, {}, code, {"step": 1.0}, entries)
     return write_manifest(depot, manifest)
 
 
-def test_every_bit_comes_back(depot: Depot) -> None:
+def test_every_bit_comes_back(depot: LocalDepot) -> None:
     manifest = read_manifest(depot, _save(depot, 8))
     for name, tensor in _tensors().items():
         into = torch.full_like(tensor, 9)
@@ -41,7 +42,7 @@ def test_every_bit_comes_back(depot: Depot) -> None:
         )
 
 
-def test_objects_are_split_and_read_back(depot: Depot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_are_split_and_read_back(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bushcraft.checkpoint.tensors.OBJECT_BYTES", 100)
     tensors = {f"t{i}": torch.randn(11) for i in range(9)}
     entries = save_tensors(depot, tensors)
@@ -52,12 +53,12 @@ def test_objects_are_split_and_read_back(depot: Depot, monkeypatch: pytest.Monke
         assert torch.equal(into, tensor)
 
 
-def test_manifest_round_trips(depot: Depot) -> None:
+def test_manifest_round_trips(depot: LocalDepot) -> None:
     manifest = read_manifest(depot, _save(depot, 8))
     assert write_manifest(depot, manifest) == object_name(depot.read(depot.latest("checkpoints/r") or ""))
 
 
-def test_every_flipped_byte_of_the_tensors_is_noticed(depot: Depot) -> None:
+def test_every_flipped_byte_of_the_tensors_is_noticed(depot: LocalDepot) -> None:
     name = _save(depot, 8, {"a": torch.arange(12.0)})
     chunk = read_manifest(depot, name).tensors["a"].chunks[0]
     path = depot.path(chunk.object)
@@ -68,7 +69,7 @@ def test_every_flipped_byte_of_the_tensors_is_noticed(depot: Depot) -> None:
             verify(depot, name)
 
 
-def test_newest_whole_checkpoint_is_found_behind_damaged_ones(depot: Depot) -> None:
+def test_newest_whole_checkpoint_is_found_behind_damaged_ones(depot: LocalDepot) -> None:
     names = [_save(depot, 8 * i, {"a": torch.full((4,), float(i))}) for i in range(1, 5)]
     depot.path(read_manifest(depot, names[3]).tensors["a"].chunks[0].object).write_bytes(b"short")
     depot.path(names[2]).unlink()
@@ -78,10 +79,10 @@ def test_newest_whole_checkpoint_is_found_behind_damaged_ones(depot: Depot) -> N
     assert found[0] == names[1]
     assert [name for name, _ in passed] == [names[3], names[2]]
     assert all(error.message.endswith("; the checkpoint of position 16 is whole") for _, error in passed)
-    assert "(tensor a)" in passed[0][1].message
+    assert "tensor a" in passed[0][1].message
 
 
-def test_a_checkpoint_that_misses_objects_is_told_by_its_tensors(depot: Depot) -> None:
+def test_a_checkpoint_that_misses_objects_is_told_by_its_tensors(depot: LocalDepot) -> None:
     """Five tensors lie in one object."""
     good = _save(depot, 8, {"a": torch.zeros(4)})
     bad = _save(depot, 16, {name: torch.ones(4) for name in "abcde"})
@@ -97,11 +98,11 @@ def test_a_checkpoint_that_misses_objects_is_told_by_its_tensors(depot: Depot) -
     ]
 
 
-def test_ranks_bring_their_own_way_to_verify(depot: Depot) -> None:
+def test_ranks_bring_their_own_way_to_verify(depot: LocalDepot) -> None:
     _save(depot, 8)
     newer = _save(depot, 16)
 
-    def verified(depot: Depot, name: str) -> CheckpointManifest:
+    def verified(depot: LocalDepot, name: str) -> CheckpointManifest:
         if name == newer:
             raise CorruptObjectError("another rank found damage")
         return verify(depot, name, share=(0, 2))[0]
@@ -111,7 +112,7 @@ def test_ranks_bring_their_own_way_to_verify(depot: Depot) -> None:
     assert found[1].position == 8
 
 
-def test_run_without_a_whole_checkpoint_is_refused_not_begun_anew(depot: Depot) -> None:
+def test_run_without_a_whole_checkpoint_is_refused_not_begun_anew(depot: LocalDepot) -> None:
     name = _save(depot, 8)
     depot.path(name).unlink()
     told: list[str] = []
@@ -122,13 +123,13 @@ def test_run_without_a_whole_checkpoint_is_refused_not_begun_anew(depot: Depot) 
 
 
 @pytest.mark.parametrize("into", [torch.empty(5, 7), torch.empty(7, 5, dtype=torch.float64)])
-def test_tensor_of_another_shape_or_dtype_is_refused(depot: Depot, into: Tensor) -> None:
+def test_tensor_of_another_shape_or_dtype_is_refused(depot: LocalDepot, into: Tensor) -> None:
     manifest = read_manifest(depot, _save(depot, 8))
     with pytest.raises(CheckpointError, match="model/a"):
         load_tensor(depot, "model/a", manifest.tensors["model/a"], into)
 
 
-def test_chunks_are_boxes_of_the_global_tensor(depot: Depot) -> None:
+def test_chunks_are_boxes_of_the_global_tensor(depot: LocalDepot) -> None:
     """Another layout may have written it in pieces."""
     from dataclasses import replace
 
@@ -140,6 +141,6 @@ def test_chunks_are_boxes_of_the_global_tensor(depot: Depot) -> None:
     assert torch.equal(into, whole)
 
 
-def test_object_that_is_no_checkpoint_is_refused(depot: Depot) -> None:
+def test_object_that_is_no_checkpoint_is_refused(depot: LocalDepot) -> None:
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         read_manifest(depot, depot.put_bytes(b"[1, 2]"))

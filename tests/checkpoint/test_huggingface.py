@@ -19,7 +19,7 @@ from bushcraft.checkpoint.tensors import load_tensor
 from bushcraft.checkpoint.weights import PREFIX
 from bushcraft.errors import CheckpointError, CorruptObjectError
 from bushcraft.model.config import ModelConfig
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from tests.checkpoint.huggingface_cases import DECODER, SHAPES, T5GEMMA, config_of, export
 
 
@@ -28,7 +28,9 @@ def shape(request: pytest.FixtureRequest) -> dict[str, Any]:
     return SHAPES[request.param]
 
 
-def test_what_was_exported_and_imported_is_the_same_model(depot: Depot, tmp_path: Path, shape: dict[str, Any]) -> None:
+def test_what_was_exported_and_imported_is_the_same_model(
+    depot: LocalDepot, tmp_path: Path, shape: dict[str, Any]
+) -> None:
     before = export(depot, tmp_path / "out", **shape)
     name, after = import_folder(depot, tmp_path / "out", "again")
     assert after.tensors == before.tensors
@@ -39,7 +41,7 @@ def test_what_was_exported_and_imported_is_the_same_model(depot: Depot, tmp_path
     assert depot.latest("checkpoints/again") == name
 
 
-def test_a_damaged_tokenizer_is_noticed(depot: Depot, tmp_path: Path) -> None:
+def test_a_damaged_tokenizer_is_noticed(depot: LocalDepot, tmp_path: Path) -> None:
     export(depot, tmp_path / "out", **DECODER)
     name, manifest = import_folder(depot, tmp_path / "out", "x")
     assert manifest.tokenizer is not None
@@ -49,7 +51,7 @@ def test_a_damaged_tokenizer_is_noticed(depot: Depot, tmp_path: Path) -> None:
 
 
 def test_shards_hold_what_one_file_holds(
-    depot: Depot, tmp_path: Path, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    depot: LocalDepot, tmp_path: Path, shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(depot, tmp_path / "one", **shape)
     monkeypatch.setattr(huggingface_safetensors, "SHARD_BYTES", 3000)
@@ -65,14 +67,14 @@ def test_shards_hold_what_one_file_holds(
     assert import_folder(depot, tmp_path / "many", "again")[1].tensors == before.tensors
 
 
-def test_bfloat16_is_what_the_weights_round_to(depot: Depot, tmp_path: Path) -> None:
+def test_bfloat16_is_what_the_weights_round_to(depot: LocalDepot, tmp_path: Path) -> None:
     export(depot, tmp_path / "fp32", **SHAPES["llama"])
     export(depot, tmp_path / "bf16", dtype=torch.bfloat16, **SHAPES["llama"])
     whole, rounded = (load_file(tmp_path / kind / "model.safetensors") for kind in ("fp32", "bf16"))
     assert all(torch.equal(rounded[name], whole[name].bfloat16()) for name in whole)
 
 
-def test_tensors_stand_where_transformers_looks(depot: Depot, tmp_path: Path) -> None:
+def test_tensors_stand_where_transformers_looks(depot: LocalDepot, tmp_path: Path) -> None:
     manifest = export(depot, tmp_path / "out", **SHAPES["t5gemma"])
     theirs = load_file(tmp_path / "out" / "model.safetensors")
 
@@ -139,7 +141,7 @@ def test_config_json_says_all_of_a_model(config: ModelConfig) -> None:
     assert (found.model, found.context, found.begin, found.ends) == (config, 77, 3, (4, 5))
 
 
-def test_config_of_before_version_5_is_read(depot: Depot, tmp_path: Path) -> None:
+def test_config_of_before_version_5_is_read(depot: LocalDepot, tmp_path: Path) -> None:
     export(depot, tmp_path / "out", **SHAPES["llama"])
     document = json.loads((tmp_path / "out" / "config.json").read_text())
     del document["rope_parameters"], document["head_dim"]
@@ -148,7 +150,7 @@ def test_config_of_before_version_5_is_read(depot: Depot, tmp_path: Path) -> Non
     assert config_of(import_folder(depot, tmp_path / "out", "x")[1]).rope_theta == 5e5
 
 
-def test_a_copy_of_tied_embeddings_and_derived_tensors_are_left_out(depot: Depot, tmp_path: Path) -> None:
+def test_a_copy_of_tied_embeddings_and_derived_tensors_are_left_out(depot: LocalDepot, tmp_path: Path) -> None:
     before = export(depot, tmp_path / "out", **DECODER)
     path = tmp_path / "out" / "model.safetensors"
     tensors = load_file(path)

@@ -14,7 +14,7 @@ from bushcraft.checkpoint.manifest import read_manifest
 from bushcraft.checkpoint.manifest import write_manifest as write_checkpoint
 from bushcraft.cli import main
 from bushcraft.data.manifest import ExampleFormat, write_manifest
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from bushcraft.store.workspace import Store
 from bushcraft.train.load_model import find_model, load_model, text_side
 from tests.checkpoint.huggingface_cases import DECODER, SHAPES, T5GEMMA, change, export, run_of
@@ -69,7 +69,7 @@ def test_the_chat_template_of_the_data_goes_along(store: Store) -> None:
     assert text_side(store, find_model(store, "trained")).chat_template == "{{ messages }}"
 
 
-def test_tokens_of_a_text_that_begin_and_end_it_are_kept_apart(depot: Depot, tmp_path: Path) -> None:
+def test_tokens_of_a_text_that_begin_and_end_it_are_kept_apart(depot: LocalDepot, tmp_path: Path) -> None:
     export(depot, tmp_path / "out", **SHAPES["llama"])
     (tmp_path / "out" / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
     change(tmp_path / "out" / "config.json", bos_token_id=5, eos_token_id=7)

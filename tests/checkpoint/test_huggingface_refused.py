@@ -18,7 +18,7 @@ from bushcraft.checkpoint.huggingface_export import export_folder
 from bushcraft.checkpoint.huggingface_import import import_folder
 from bushcraft.checkpoint.huggingface_tokenizer import TextSide
 from bushcraft.errors import CheckpointError, CorruptObjectError
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from bushcraft.store.workspace import Store
 from tests.checkpoint.huggingface_cases import DECODER, SHAPES, T5GEMMA, change, export, run_of, save, tokenizer
 
@@ -52,7 +52,9 @@ REFUSED_CONFIGS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED_CONFIGS)
-def test_what_no_model_section_can_say_is_refused_by_key_and_value(depot: Depot, tmp_path: Path, case: str) -> None:
+def test_what_no_model_section_can_say_is_refused_by_key_and_value(
+    depot: LocalDepot, tmp_path: Path, case: str
+) -> None:
     shape, values, told = REFUSED_CONFIGS[case]
     export(depot, tmp_path / "out", **SHAPES[shape])
     (tmp_path / "out" / "generation_config.json").unlink()
@@ -114,7 +116,7 @@ BROKEN_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("case", BROKEN_FOLDERS)
 def test_a_folder_that_does_not_fit_is_refused_by_the_name_of_what_is_wrong(
-    depot: Depot, tmp_path: Path, case: str
+    depot: LocalDepot, tmp_path: Path, case: str
 ) -> None:
     spoil, told = BROKEN_FOLDERS[case]
     export(depot, tmp_path / "out", **SHAPES["llama"])
@@ -128,7 +130,7 @@ def test_a_folder_that_does_not_fit_is_refused_by_the_name_of_what_is_wrong(
 
 @given(st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_file_cut_anywhere_is_refused(depot: Depot, tmp_path: Path, data: st.DataObject) -> None:
+def test_a_file_cut_anywhere_is_refused(depot: LocalDepot, tmp_path: Path, data: st.DataObject) -> None:
     folder = tmp_path / "out"
     if not folder.exists():
         export(depot, folder, **SHAPES["llama"])
@@ -141,7 +143,7 @@ def test_a_file_cut_anywhere_is_refused(depot: Depot, tmp_path: Path, data: st.D
         import_folder(depot, folder, "x")
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(depot: Depot, tmp_path: Path) -> None:
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(depot: LocalDepot, tmp_path: Path) -> None:
     export(depot, tmp_path / "out", **(SHAPES["llama"] | {"vocab_size": 200}))
     with pytest.raises(CheckpointError, match=r"has the token \d+, config.json has vocab_size = 200"):
         import_folder(depot, tmp_path / "out", "x")
@@ -177,7 +179,7 @@ def test_a_run_that_was_trained_is_not_imported_over(store: Store, tmp_path: Pat
     ],
 )
 def test_what_no_architecture_can_say_is_refused_by_its_key(
-    depot: Depot, tmp_path: Path, values: dict[str, Any], told: str
+    depot: LocalDepot, tmp_path: Path, values: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(CheckpointError) as refused:
         export(depot, tmp_path / "out", **values)
@@ -185,7 +187,7 @@ def test_what_no_architecture_can_say_is_refused_by_its_key(
     assert list(tmp_path.glob("*out*")) == []
 
 
-def test_a_folder_that_holds_something_stays_as_it_is(depot: Depot, tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_stays_as_it_is(depot: LocalDepot, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
     (tmp_path / "file").write_text("x")
@@ -198,7 +200,7 @@ def test_a_folder_that_holds_something_stays_as_it_is(depot: Depot, tmp_path: Pa
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing(
-    depot: Depot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    depot: LocalDepot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full(io.BytesIO):
         def write(self, data: Any) -> int:
@@ -218,7 +220,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(
     assert list(tmp_path.glob("*out*")) == []
 
 
-def test_a_damaged_checkpoint_is_not_exported(depot: Depot, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_not_exported(depot: LocalDepot, tmp_path: Path) -> None:
     manifest, config = save(depot, **DECODER)
     chunk = manifest.tensors["model/embedding.weight"].chunks[0]
     path = depot.path(chunk.object)

@@ -20,14 +20,14 @@ from bushcraft.checkpoint.tensors import (
 )
 from bushcraft.errors import CheckpointError, CorruptObjectError, StoreError
 from bushcraft.parallel.box import Box, Part
-from bushcraft.store.depot import Depot
 from bushcraft.store.incoming import IncomingFile
+from bushcraft.store.local import LocalDepot
 from tests.checkpoint.layouts import CountingDepot, filled, layouts, ranks_of, save_by_ranks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
 
-def damage(depot: Depot, name: str, at: int) -> None:
+def damage(depot: LocalDepot, name: str, at: int) -> None:
     path = depot.path(name)
     data = bytearray(path.read_bytes())
     data[at] ^= 1
@@ -37,7 +37,7 @@ def damage(depot: Depot, name: str, at: int) -> None:
 @given(layouts(), st.sampled_from(DTYPES), st.integers(1, 3), st.integers(1, 200), st.integers(1, 300))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_one_layout_wrote_any_other_reads_bit_for_bit(
-    depot: Depot,
+    depot: LocalDepot,
     layout: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
     dtype: torch.dtype,
     n_copies: int,
@@ -59,7 +59,7 @@ def test_what_one_layout_wrote_any_other_reads_bit_for_bit(
     assert torch.equal(read, tensor)
 
 
-def test_every_bit_pattern_of_a_number_comes_back(depot: Depot) -> None:
+def test_every_bit_pattern_of_a_number_comes_back(depot: LocalDepot) -> None:
     bits = torch.arange(-(2**15), 2**15).to(torch.int16)  # quiet and signalling NaNs, infinities, both zeros
     tensor = bits.view(torch.bfloat16).reshape(256, 256)
     entry = save_by_ranks(depot, "t", ranks_of(tensor, (3, 2)))
@@ -68,7 +68,7 @@ def test_every_bit_pattern_of_a_number_comes_back(depot: Depot) -> None:
     assert torch.equal(read.view(torch.int16), tensor.view(torch.int16))
 
 
-def test_a_part_that_lies_strided_in_memory_is_written_row_major(depot: Depot) -> None:
+def test_a_part_that_lies_strided_in_memory_is_written_row_major(depot: LocalDepot) -> None:
     tensor = torch.arange(12.0).reshape(3, 4)
     entry = save_by_ranks(depot, "t", [Part.whole(tensor.t())])
     read = torch.zeros(3, 4)
@@ -77,7 +77,7 @@ def test_a_part_that_lies_strided_in_memory_is_written_row_major(depot: Depot) -
     assert depot.read(entry.chunks[0].object) == tensor.t().contiguous().numpy().tobytes()
 
 
-def test_a_rank_reads_little_more_than_what_it_holds(depot: Depot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_reads_little_more_than_what_it_holds(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "CHUNK_BYTES", 4096)
     tensor = torch.arange(1024 * 64.0).reshape(1024, 64)  # chunks of 16 rows
     entry = save_by_ranks(depot, "t", [Part.whole(tensor)])
@@ -88,7 +88,7 @@ def test_a_rank_reads_little_more_than_what_it_holds(depot: Depot, monkeypatch: 
     assert 100 * 256 <= counting.n_read <= 100 * 256 + 2 * 4096
 
 
-def test_ranks_of_the_layout_that_was_saved_read_what_they_hold_and_no_more(depot: Depot) -> None:
+def test_ranks_of_the_layout_that_was_saved_read_what_they_hold_and_no_more(depot: LocalDepot) -> None:
     tensor = torch.arange(64 * 6.0).reshape(64, 6)
     entry = save_by_ranks(depot, "t", ranks_of(tensor, (3, 2)))
     for part in ranks_of(torch.empty_like(tensor), (3, 2)):
@@ -97,7 +97,7 @@ def test_ranks_of_the_layout_that_was_saved_read_what_they_hold_and_no_more(depo
         assert counting.n_read == part.box.numel * 4
 
 
-def test_a_rank_that_writes_nothing_makes_no_object_and_still_names_its_tensors(depot: Depot) -> None:
+def test_a_rank_that_writes_nothing_makes_no_object_and_still_names_its_tensors(depot: LocalDepot) -> None:
     copy = Part(torch.ones(2, 2), Box.whole((2, 2)), (2, 2), writes=False)
     nothing = Part(torch.ones(0, 2), Box((2, 0), (0, 2)), (2, 2), writes=True)
     entries = save_parts(depot, {"copy": copy, "nothing": nothing})
@@ -105,7 +105,7 @@ def test_a_rank_that_writes_nothing_makes_no_object_and_still_names_its_tensors(
     assert list((depot.root / "objects").rglob("*")) == []
 
 
-def test_tensors_share_objects_and_large_ones_are_cut(depot: Depot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_share_objects_and_large_ones_are_cut(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "CHUNK_BYTES", 64)
     monkeypatch.setattr(tensors, "OBJECT_BYTES", 200)
     entries = save_tensors(depot, {"a": torch.arange(64.0).reshape(16, 4), "b": torch.ones(3), "c": torch.ones(2)})
@@ -116,27 +116,27 @@ def test_tensors_share_objects_and_large_ones_are_cut(depot: Depot, monkeypatch:
 
 @pytest.mark.parametrize("failing", [0, 1, 3])
 def test_a_save_that_cannot_be_published_fails_and_leaves_no_file(
-    depot: Depot, monkeypatch: pytest.MonkeyPatch, failing: int
+    depot: LocalDepot, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     monkeypatch.setattr(tensors, "OBJECT_BYTES", 1)
     n_published = 0
 
-    def put_file(depot: Depot, new: IncomingFile) -> str:
+    def put_file(depot: LocalDepot, new: IncomingFile) -> str:
         nonlocal n_published
         n_published += 1
         if n_published == failing + 1:
             raise StoreError("no space left")
         return put(depot, new)
 
-    put = Depot.put_file
-    monkeypatch.setattr(Depot, "put_file", put_file)
+    put = LocalDepot.put_file
+    monkeypatch.setattr(LocalDepot, "put_file", put_file)
     with pytest.raises(StoreError, match="no space left"):
         save_tensors(depot, {name: torch.ones(4) for name in "abcd"})
     assert list((depot.root / "incoming").iterdir()) == []
     assert n_published == failing + 1  # and none was begun after it
 
 
-def test_chunks_that_do_not_cover_a_tensor_once_are_refused_by_its_name(depot: Depot) -> None:
+def test_chunks_that_do_not_cover_a_tensor_once_are_refused_by_its_name(depot: LocalDepot) -> None:
     good = Part.whole(torch.ones(4, 4))
     left, right, low = (
         Part(torch.ones(4, 2), Box((0, 0), (4, 2)), (4, 4), writes=True),
@@ -162,7 +162,7 @@ def test_chunks_that_do_not_cover_a_tensor_once_are_refused_by_its_name(depot: D
 @given(layouts(), st.data())
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_grid_without_one_of_its_boxes_is_refused(
-    depot: Depot, layout: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], data: st.DataObject
+    depot: LocalDepot, layout: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], data: st.DataObject
 ) -> None:
     shape, grid, _ = layout
     parts = [part for part in ranks_of(filled(shape, torch.int64), grid) if not part.box.is_empty]
@@ -173,7 +173,7 @@ def test_a_grid_without_one_of_its_boxes_is_refused(
             merge_entries([save_parts(depot, {"t": part}) for part in [*parts, nothing]])
 
 
-def test_a_flipped_byte_is_refused_by_who_reads_it_and_by_nobody_else(depot: Depot) -> None:
+def test_a_flipped_byte_is_refused_by_who_reads_it_and_by_nobody_else(depot: LocalDepot) -> None:
     tensor = torch.arange(32.0).reshape(8, 4)
     entry = save_by_ranks(depot, "t", ranks_of(tensor, (2, 1)))
     damage(depot, entry.chunks[1].object, 5)
@@ -185,7 +185,7 @@ def test_a_flipped_byte_is_refused_by_who_reads_it_and_by_nobody_else(depot: Dep
     assert not lower.tensor.any()
 
 
-def test_what_is_missing_or_damaged_is_told_by_all_the_tensors_that_lie_there(depot: Depot) -> None:
+def test_what_is_missing_or_damaged_is_told_by_all_the_tensors_that_lie_there(depot: LocalDepot) -> None:
     entries = save_tensors(depot, {name: torch.arange(4.0) for name in "abcde"})
     entries |= save_tensors(depot, {"z": torch.ones(2)})
     parts = {"c": Part.whole(torch.empty(4))}
@@ -201,7 +201,7 @@ def test_what_is_missing_or_damaged_is_told_by_all_the_tensors_that_lie_there(de
         verify_tensors(depot, entries)
 
 
-def test_ranks_verify_a_share_each_and_together_all(depot: Depot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_verify_a_share_each_and_together_all(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "CHUNK_BYTES", 16)
     entries = save_tensors(depot, {"a": torch.arange(40.0).reshape(10, 4), "b": torch.ones(3)})
     assert sum(verify_tensors(depot, entries, share=(rank, 3)) for rank in range(3)) == 172
@@ -215,7 +215,7 @@ def test_ranks_verify_a_share_each_and_together_all(depot: Depot, monkeypatch: p
     assert refused == 1
 
 
-def test_a_part_of_another_global_shape_or_dtype_is_refused_before_anything_is_read(depot: Depot) -> None:
+def test_a_part_of_another_global_shape_or_dtype_is_refused_before_anything_is_read(depot: LocalDepot) -> None:
     entries = save_tensors(depot, {"a": torch.ones(4), "b": torch.ones(4, 2)})
     first = torch.zeros(4)
     for other in (torch.zeros(2, 2), torch.zeros(4, 2).double()):

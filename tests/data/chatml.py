@@ -14,7 +14,7 @@ from bushcraft.data.examples import ExampleSettings
 from bushcraft.data.manifest import DatasetManifest, PackTable, read_manifest
 from bushcraft.data.sources import find_sources
 from bushcraft.data.tokenizer import TextTokenizer, load_tokenizer
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from bushcraft.store.pack import PackReader
 from bushcraft.store.workspace import Store
 
@@ -63,7 +63,7 @@ def build(
     return result, read_manifest(store.depot, "d")[1]
 
 
-def stored(depot: Depot, manifest: DatasetManifest, split: str = "train") -> dict[str, tuple[list[int], int]]:
+def stored(depot: LocalDepot, manifest: DatasetManifest, split: str = "train") -> dict[str, tuple[list[int], int]]:
     """Name → tokens and text bytes of each example."""
     table = PackTable(depot, manifest.splits[split])
     packs = (PackReader(depot, table[i]) for i in range(len(table)))

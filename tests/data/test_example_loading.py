@@ -12,14 +12,14 @@ from bushcraft.data.loader import Loader, open_source, order_source
 from bushcraft.data.manifest import DatasetManifest, PackTable
 from bushcraft.data.order import Order
 from bushcraft.errors import CorruptObjectError
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from bushcraft.store.pack import MAGIC
 from bushcraft.store.workspace import Store
 from tests.conftest import random_documents, write_dataset
 from tests.data.chatml import CHATML, ROWS, SEPARATOR, TOKENIZER, build, stored
 
 
-def loader_of(depot: Depot, manifests: dict[str, DatasetManifest], length: int) -> Loader:
+def loader_of(depot: LocalDepot, manifests: dict[str, DatasetManifest], length: int) -> Loader:
     sources = tuple(open_source(depot, name, manifest, 1 << 24) for name, manifest in manifests.items())
     weights = (1.0,) * len(sources)
     return Loader(sources, Order(tuple(order_source(s, length) for s in sources), 1, weights, 8), length)
@@ -32,7 +32,7 @@ def many_packs(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return build(store, tmp_path, ROWS)[1]
 
 
-def test_an_epoch_has_each_example_whole_exactly_once(depot: Depot, many_packs: DatasetManifest) -> None:
+def test_an_epoch_has_each_example_whole_exactly_once(depot: LocalDepot, many_packs: DatasetManifest) -> None:
     assert many_packs.examples is not None
     assert many_packs.splits["train"].n_packs > 10
     length = many_packs.examples.longest
@@ -51,7 +51,7 @@ def test_an_epoch_has_each_example_whole_exactly_once(depot: Depot, many_packs: 
         assert about["tokens"] == [0, len(tokens)]
 
 
-def test_pieces_of_examples_are_the_example_and_its_padding(depot: Depot, many_packs: DatasetManifest) -> None:
+def test_pieces_of_examples_are_the_example_and_its_padding(depot: LocalDepot, many_packs: DatasetManifest) -> None:
     assert many_packs.examples is not None
     width = many_packs.examples.longest
     rows = loader_of(depot, {"d": many_packs}, width).rows(0, 50)
@@ -61,7 +61,9 @@ def test_pieces_of_examples_are_the_example_and_its_padding(depot: Depot, many_p
         assert bounds == ([(0, real), (real, width - real)] if real < width else [(0, width)])
 
 
-def test_separators_that_a_template_writes_do_not_cut_an_example(depot: Depot, store: Store, tmp_path: Path) -> None:
+def test_separators_that_a_template_writes_do_not_cut_an_example(
+    depot: LocalDepot, store: Store, tmp_path: Path
+) -> None:
     template = ChatTemplate(CHATML.replace("<|im_end|>", "<|endoftext|>"))
     settings = BuildSettings(tokenizer=TOKENIZER.json, instructions=ExampleSettings(template))
     _, manifest = build(store, tmp_path, ROWS, settings)
@@ -71,7 +73,7 @@ def test_separators_that_a_template_writes_do_not_cut_an_example(depot: Depot, s
     assert len(rows.pieces.row) == 20 + (rows.real < manifest.examples.longest).sum()
 
 
-def test_text_and_examples_can_be_rows_of_one_batch(depot: Depot, many_packs: DatasetManifest) -> None:
+def test_text_and_examples_can_be_rows_of_one_batch(depot: LocalDepot, many_packs: DatasetManifest) -> None:
     assert many_packs.examples is not None
     text = write_dataset(depot, "text", [list(random_documents(1, 50, 400))], [])
     length = many_packs.examples.longest
@@ -85,7 +87,7 @@ def test_text_and_examples_can_be_rows_of_one_batch(depot: Depot, many_packs: Da
         assert starts == [alone.pieces.start[alone.pieces.row == row].tolist() for row in range(30)]
 
 
-def test_a_flipped_byte_of_an_example_is_never_served(depot: Depot, many_packs: DatasetManifest) -> None:
+def test_a_flipped_byte_of_an_example_is_never_served(depot: LocalDepot, many_packs: DatasetManifest) -> None:
     entry = PackTable(depot, many_packs.splits["train"])[3]
     path = depot.path(entry.object)
     data = bytearray(path.read_bytes())

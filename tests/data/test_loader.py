@@ -13,12 +13,12 @@ from bushcraft.data.manifest import DatasetManifest, PackTable, split_from_packs
 from bushcraft.data.order import Order
 from bushcraft.data.tokens import TokenStream
 from bushcraft.errors import CorruptObjectError
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from bushcraft.store.pack import FRAME_BYTES, MAGIC
 from tests.conftest import random_documents, write_dataset, write_pack
 
 
-def _loader(depot: Depot, manifest: DatasetManifest, length: int, cache_bytes: int = 1 << 24) -> Loader:
+def _loader(depot: LocalDepot, manifest: DatasetManifest, length: int, cache_bytes: int = 1 << 24) -> Loader:
     source = open_source(depot, "s", manifest, cache_bytes)
     return Loader((source,), Order((order_source(source, length),), 1, (1.0,), 8), length)
 
@@ -30,7 +30,7 @@ def _loader(depot: Depot, manifest: DatasetManifest, length: int, cache_bytes: i
     seed=st.integers(0, 1000),
 )
 def test_an_epoch_has_every_token_as_a_target_exactly_once(
-    depot: Depot, sizes: list[int], length: int, seed: int
+    depot: LocalDepot, sizes: list[int], length: int, seed: int
 ) -> None:
     packs = [list(random_documents(seed + i, n, 400)) for i, n in enumerate(sizes)]
     manifest = write_dataset(depot, "d", packs, [])
@@ -67,14 +67,14 @@ def test_pieces_tile_each_row_and_begin_at_separators(data: st.DataObject) -> No
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 30])
-def test_any_cache_size_serves_the_same_rows(depot: Depot, cache_bytes: int) -> None:
+def test_any_cache_size_serves_the_same_rows(depot: LocalDepot, cache_bytes: int) -> None:
     manifest = write_dataset(depot, "d", [list(random_documents(i, 300)) for i in range(3)], [])
     rows = _loader(depot, manifest, 512, cache_bytes).rows(0, 200)
     reference = _loader(depot, manifest, 512, 1 << 24).rows(0, 200)
     np.testing.assert_array_equal(rows.tokens, reference.tokens)
 
 
-def test_rows_do_not_depend_on_how_they_are_asked_for(depot: Depot) -> None:
+def test_rows_do_not_depend_on_how_they_are_asked_for(depot: LocalDepot) -> None:
     manifest = write_dataset(depot, "d", [list(random_documents(i, 100)) for i in range(2)], [])
     loader = _loader(depot, manifest, 128)
     whole = loader.rows(0, 64)
@@ -90,7 +90,7 @@ def _flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def test_byte_flipped_before_first_touch_is_never_served(depot: Depot) -> None:
+def test_byte_flipped_before_first_touch_is_never_served(depot: LocalDepot) -> None:
     entry = write_pack(depot, list(random_documents(0, 400)))
     split = split_from_packs(depot, [entry])
     stream = TokenStream(depot, split, 2, 1 << 30)
@@ -102,7 +102,7 @@ def test_byte_flipped_before_first_touch_is_never_served(depot: Depot) -> None:
         stream.rows(np.array([per_frame + 10]), 100)
 
 
-def test_byte_flipped_after_an_eviction_is_noticed_when_the_frame_comes_back(depot: Depot) -> None:
+def test_byte_flipped_after_an_eviction_is_noticed_when_the_frame_comes_back(depot: LocalDepot) -> None:
     entry = write_pack(depot, list(random_documents(0, 700)))
     stream = TokenStream(depot, split_from_packs(depot, [entry]), 2, 0)  # room for two frames
     per_frame = FRAME_BYTES // 2
@@ -114,7 +114,7 @@ def test_byte_flipped_after_an_eviction_is_noticed_when_the_frame_comes_back(dep
         stream.rows(np.array([5]), 100)
 
 
-def test_explain_names_the_documents_of_a_sequence(depot: Depot) -> None:
+def test_explain_names_the_documents_of_a_sequence(depot: LocalDepot) -> None:
     documents = [np.array([0, *range(1, 9)], np.uint16) for _ in range(50)]
     manifest = write_dataset(depot, "d", [documents], [])
     loader = _loader(depot, manifest, 20)
@@ -126,7 +126,7 @@ def test_explain_names_the_documents_of_a_sequence(depot: Depot) -> None:
     assert sum(d["tokens"][1] - d["tokens"][0] for d in found) == 21
 
 
-def test_a_huge_corpus_opens_and_serves_without_reading_it(depot: Depot) -> None:
+def test_a_huge_corpus_opens_and_serves_without_reading_it(depot: LocalDepot) -> None:
     entry = write_pack(depot, list(random_documents(0, 200)))
     manifest = DatasetManifest("big", "", "", 4096, 0, 2, {"train": split_from_packs(depot, [entry] * 20_000)})
     loader = _loader(depot, manifest, 64)
@@ -136,7 +136,7 @@ def test_a_huge_corpus_opens_and_serves_without_reading_it(depot: Depot) -> None
     assert rows.tokens.shape == (8, 65)
 
 
-def test_pack_table_gives_back_every_entry_and_notices_damage(depot: Depot) -> None:
+def test_pack_table_gives_back_every_entry_and_notices_damage(depot: LocalDepot) -> None:
     entries = [write_pack(depot, list(random_documents(i, 2, 50))) for i in range(3)] * 700
     split = split_from_packs(depot, entries)
     table = PackTable(depot, split)

@@ -26,7 +26,7 @@ from bushcraft.model.config import ModelConfig
 from bushcraft.model.generate import generate
 from bushcraft.model.packed import Packed
 from bushcraft.model.transformer import Decoder, Model, build_model
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install transformers")
 transformers.utils.logging.disable_progress_bar()
@@ -238,7 +238,7 @@ def their_class(architecture: str) -> Any:
 
 
 @pytest.fixture(params=THEIRS)
-def imported(request: pytest.FixtureRequest, depot: Depot, tmp_path: Path) -> Imported:
+def imported(request: pytest.FixtureRequest, depot: LocalDepot, tmp_path: Path) -> Imported:
     """A model of `transformers`, saved by it, and what we make of it."""
     config = THEIRS[request.param]()
     names = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "t5gemma": "T5GemmaForConditionalGeneration"}
@@ -255,13 +255,13 @@ def config_of(manifest: CheckpointManifest) -> ModelConfig:
     return ModelConfig.model_validate_json(json.dumps(manifest.recipe["model"]))
 
 
-def loaded(depot: Depot, name: str, manifest: CheckpointManifest) -> Model:
+def loaded(depot: LocalDepot, name: str, manifest: CheckpointManifest) -> Model:
     model = build_model(config_of(manifest))
     load_weights(depot, name, manifest, model)
     return model
 
 
-def text_of(depot: Depot, manifest: CheckpointManifest) -> TextSide:
+def text_of(depot: LocalDepot, manifest: CheckpointManifest) -> TextSide:
     entry = manifest.tokenizer
     assert entry is not None
     return TextSide(depot.read(entry.object), entry.begin, entry.ends)
@@ -271,7 +271,7 @@ def test_an_imported_model_gives_their_logits_and_tokens(imported: Imported) -> 
     assert_same(imported.model, imported.ours)
 
 
-def test_what_was_imported_and_exported_is_what_it_was(imported: Imported, depot: Depot, tmp_path: Path) -> None:
+def test_what_was_imported_and_exported_is_what_it_was(imported: Imported, depot: LocalDepot, tmp_path: Path) -> None:
     config = config_of(imported.manifest)
     text = text_of(depot, imported.manifest)
     export_folder(depot, imported.manifest, config, text, 256, tmp_path / "again", torch.float32)
@@ -286,7 +286,7 @@ def test_what_was_imported_and_exported_is_what_it_was(imported: Imported, depot
 
 
 @pytest.mark.parametrize("shape", OURS)
-def test_an_exported_model_gives_our_logits_and_tokens(shape: str, depot: Depot, tmp_path: Path) -> None:
+def test_an_exported_model_gives_our_logits_and_tokens(shape: str, depot: LocalDepot, tmp_path: Path) -> None:
     architecture, values = OURS[shape]
     config = ModelConfig(**values)
     model = build_model(config)
@@ -300,7 +300,7 @@ def test_an_exported_model_gives_our_logits_and_tokens(shape: str, depot: Depot,
     assert_same(theirs, model)
 
 
-def test_an_exported_tokenizer_loads_and_begins_texts_as_training_does(depot: Depot, tmp_path: Path) -> None:
+def test_an_exported_tokenizer_loads_and_begins_texts_as_training_does(depot: LocalDepot, tmp_path: Path) -> None:
     config = ModelConfig(**DECODER)
     model = build_model(config)
     randomise(model, 5, zero_centred_norms=False)

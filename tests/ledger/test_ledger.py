@@ -13,7 +13,7 @@ from bushcraft.ledger.events import Event
 from bushcraft.ledger.goodput import goodput
 from bushcraft.ledger.ledger import Ledger, read_ledger, restore_ledger
 from bushcraft.ledger.phases import PhaseClock
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "a"
 
 
-def test_events_come_back_and_a_new_process_is_a_new_generation(directory: Path, depot: Depot) -> None:
+def test_events_come_back_and_a_new_process_is_a_new_generation(directory: Path, depot: LocalDepot) -> None:
     for generation in range(2):
         ledger = Ledger.open(directory, "a", depot)
         ledger.append("step", 8, loss=0.1 + generation)
@@ -31,7 +31,7 @@ def test_events_come_back_and_a_new_process_is_a_new_generation(directory: Path,
 
 
 @pytest.mark.parametrize("cut", [1, 10, 50])
-def test_line_that_a_kill_tore_is_dropped_and_nothing_else(directory: Path, depot: Depot, cut: int) -> None:
+def test_line_that_a_kill_tore_is_dropped_and_nothing_else(directory: Path, depot: LocalDepot, cut: int) -> None:
     ledger = Ledger.open(directory, "a", depot)
     for position in range(3):
         ledger.append("step", position)
@@ -45,7 +45,7 @@ def test_line_that_a_kill_tore_is_dropped_and_nothing_else(directory: Path, depo
     assert [e.position for e in read_ledger(directory, "a")] == [0, 1, 7]
 
 
-def test_a_lost_ledger_is_restored_with_the_lock_held(directory: Path, depot: Depot) -> None:
+def test_a_lost_ledger_is_restored_with_the_lock_held(directory: Path, depot: LocalDepot) -> None:
     """Else a process that comes second would replace the file that the first one is writing."""
     first = Ledger.open(directory, "a", depot)
     (directory / "ledger.jsonl").unlink()
@@ -58,7 +58,7 @@ def test_a_lost_ledger_is_restored_with_the_lock_held(directory: Path, depot: De
     Ledger.open(directory, "a", depot, restore=lambda: pytest.fail("restored what is there")).close()
 
 
-def test_a_look_at_the_lock_does_not_keep_a_run_from_starting(directory: Path, depot: Depot) -> None:
+def test_a_look_at_the_lock_does_not_keep_a_run_from_starting(directory: Path, depot: LocalDepot) -> None:
     """`bushcraft run list` asks by a shared lock whether a run is going on; here until the run was refused."""
     Ledger.open(directory, "a", depot).close()
     waits: list[float] = []
@@ -74,7 +74,7 @@ def test_a_look_at_the_lock_does_not_keep_a_run_from_starting(directory: Path, d
     assert len(waits) == 1
 
 
-def test_what_a_killed_process_left_beside_the_ledger_is_removed(directory: Path, depot: Depot) -> None:
+def test_what_a_killed_process_left_beside_the_ledger_is_removed(directory: Path, depot: LocalDepot) -> None:
     Ledger.open(directory, "a", depot).close()
     (directory / ".seals.json.123.tmp").write_bytes(b"[")
     Ledger.open(directory, "a", depot).close()
@@ -98,7 +98,7 @@ def test_any_event_round_trips(data: dict[str, object]) -> None:
     assert Event.from_line(event.to_line()) == event
 
 
-def test_damaged_line_is_named(directory: Path, depot: Depot) -> None:
+def test_damaged_line_is_named(directory: Path, depot: LocalDepot) -> None:
     ledger = Ledger.open(directory, "a", depot)
     for position in range(3):
         ledger.append("step", position)
@@ -113,7 +113,7 @@ def test_damaged_line_is_named(directory: Path, depot: Depot) -> None:
         read_ledger(directory, "a")
 
 
-def test_second_process_is_refused(directory: Path, depot: Depot) -> None:
+def test_second_process_is_refused(directory: Path, depot: LocalDepot) -> None:
     ledger = Ledger.open(directory, "a", depot)
     with pytest.raises(RunError, match="another process"):
         Ledger.open(directory, "a", depot)
@@ -121,7 +121,7 @@ def test_second_process_is_refused(directory: Path, depot: Depot) -> None:
     Ledger.open(directory, "a", depot).close()
 
 
-def test_lost_ledger_comes_back_from_its_sealed_segments(directory: Path, depot: Depot) -> None:
+def test_lost_ledger_comes_back_from_its_sealed_segments(directory: Path, depot: LocalDepot) -> None:
     roots = []
     for generation in range(2):
         ledger = Ledger.open(directory, "a", depot)

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from bushcraft.errors import StoreError
-from bushcraft.store.depot import Depot
 from bushcraft.store.incoming import IncomingFile
+from bushcraft.store.local import LocalDepot
 
 WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from bushcraft.store.pack import PackWriter
 
-writer = PackWriter(Depot.open(Path(sys.argv[1])), 2)
+writer = PackWriter(LocalDepot.open(Path(sys.argv[1])), 2)
 writer.add(np.zeros(10**6, np.uint16), "half of a pack", 1)
 print("written", flush=True)
 for command in sys.stdin:
@@ -28,7 +28,7 @@ for command in sys.stdin:
 
 
 @pytest.fixture
-def writer(depot: Depot) -> Iterator[subprocess.Popen[str]]:
+def writer(depot: LocalDepot) -> Iterator[subprocess.Popen[str]]:
     """A process in the middle of a pack."""
     command = [sys.executable, "-c", WRITER, str(depot.root)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -38,11 +38,11 @@ def writer(depot: Depot) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def incoming(depot: Depot) -> list[Path]:
+def incoming(depot: LocalDepot) -> list[Path]:
     return list((depot.root / "incoming").iterdir())
 
 
-def test_file_of_a_killed_process_is_removed(depot: Depot, writer: subprocess.Popen[str]) -> None:
+def test_file_of_a_killed_process_is_removed(depot: LocalDepot, writer: subprocess.Popen[str]) -> None:
     assert incoming(depot)
     writer.kill()
     writer.wait()
@@ -51,7 +51,7 @@ def test_file_of_a_killed_process_is_removed(depot: Depot, writer: subprocess.Po
     assert not incoming(depot)
 
 
-def test_file_of_a_living_process_stays_and_becomes_an_object(depot: Depot, writer: subprocess.Popen[str]) -> None:
+def test_file_of_a_living_process_stays_and_becomes_an_object(depot: LocalDepot, writer: subprocess.Popen[str]) -> None:
     before = incoming(depot)
     depot.remove_abandoned_files()
     assert incoming(depot) == before
@@ -60,7 +60,7 @@ def test_file_of_a_living_process_stays_and_becomes_an_object(depot: Depot, writ
     assert not incoming(depot)
 
 
-def test_writers_and_those_who_clean_up_do_not_meet(depot: Depot) -> None:
+def test_writers_and_those_who_clean_up_do_not_meet(depot: LocalDepot) -> None:
     """A file is created before it is locked: what is removed in between is not written to."""
     done = threading.Event()
 
@@ -84,7 +84,7 @@ def test_writers_and_those_who_clean_up_do_not_meet(depot: Depot) -> None:
 
 
 def test_a_file_that_was_removed_before_it_was_locked_is_made_again(
-    depot: Depot, monkeypatch: pytest.MonkeyPatch
+    depot: LocalDepot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from bushcraft.store import incoming as module
 
@@ -103,19 +103,19 @@ def test_a_file_that_was_removed_before_it_was_locked_is_made_again(
         assert new.path.exists()
 
 
-def test_what_cannot_be_a_file_of_ours_is_left_alone(depot: Depot) -> None:
+def test_what_cannot_be_a_file_of_ours_is_left_alone(depot: LocalDepot) -> None:
     (depot.root / "incoming" / "folder").mkdir()
     depot.remove_abandoned_files()
     assert incoming(depot)
 
 
-def test_a_copy_without_the_empty_directory_has_nothing_to_remove(depot: Depot) -> None:
+def test_a_copy_without_the_empty_directory_has_nothing_to_remove(depot: LocalDepot) -> None:
     (depot.root / "incoming").rmdir()
     depot.remove_abandoned_files()
     assert depot.read(depot.put_bytes(b"x")) == b"x"
 
 
-def test_where_nothing_can_be_locked_it_is_told_in_one_line(depot: Depot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_nothing_can_be_locked_it_is_told_in_one_line(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
     from bushcraft.store import incoming as module
 
     def unsupported(_file: object, _operation: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bushcraft.errors import CorruptObjectError
 from bushcraft.store import pack as pack_module
-from bushcraft.store.depot import Depot
+from bushcraft.store.local import LocalDepot
 from bushcraft.store.pack import FRAME_BYTES, MAGIC, PackEntry, PackReader, PackWriter, verify_pack
 from tests.conftest import random_documents, write_pack
 
@@ -18,7 +18,7 @@ from tests.conftest import random_documents, write_pack
     itemsize=st.sampled_from([2, 4]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_documents_come_back_as_they_went_in(depot: Depot, lengths: list[int], itemsize: int, seed: int) -> None:
+def test_documents_come_back_as_they_went_in(depot: LocalDepot, lengths: list[int], itemsize: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     documents = [rng.integers(0, 1 << (8 * itemsize), n).astype(f"<u{itemsize}") for n in lengths]
     reader = PackReader(depot, write_pack(depot, documents, itemsize))
@@ -29,7 +29,7 @@ def test_documents_come_back_as_they_went_in(depot: Depot, lengths: list[int], i
         assert n_bytes == 4 * len(document)
 
 
-def test_streamed_document_is_the_same_as_a_whole_one(depot: Depot) -> None:
+def test_streamed_document_is_the_same_as_a_whole_one(depot: LocalDepot) -> None:
     tokens = np.arange(300_000, dtype=np.uint32)
     whole = write_pack(depot, [tokens], 4)
     writer = PackWriter(depot, 4)
@@ -39,7 +39,7 @@ def test_streamed_document_is_the_same_as_a_whole_one(depot: Depot) -> None:
     assert writer.close() == whole
 
 
-def test_every_flipped_byte_is_noticed(depot: Depot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flipped_byte_is_noticed(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack_module, "FRAME_BYTES", 512)  # several frames in a file that is small enough to try all
     entry = write_pack(depot, list(random_documents(0, 6, max_tokens=200)))
     path = depot.path(entry.object)
@@ -54,12 +54,12 @@ def test_every_flipped_byte_is_noticed(depot: Depot, monkeypatch: pytest.MonkeyP
             verify_pack(depot, entry)
 
 
-def _read_everything(depot: Depot, entry: PackEntry) -> None:
+def _read_everything(depot: LocalDepot, entry: PackEntry) -> None:
     """All reads that training and inspection make, but not the hash of the whole pack."""
     list(PackReader(depot, entry).documents())
 
 
-def test_corruption_names_the_pack_and_the_byte_range(depot: Depot) -> None:
+def test_corruption_names_the_pack_and_the_byte_range(depot: LocalDepot) -> None:
     entry = write_pack(depot, list(random_documents(0, 300)))
     begin = len(MAGIC) + FRAME_BYTES
     with depot.path(entry.object).open("r+b") as file:
@@ -73,7 +73,7 @@ def test_corruption_names_the_pack_and_the_byte_range(depot: Depot) -> None:
         reader.frame(1)
 
 
-def test_truncated_pack_is_noticed(depot: Depot) -> None:
+def test_truncated_pack_is_noticed(depot: LocalDepot) -> None:
     entry = write_pack(depot, list(random_documents(0, 10)))
     path = depot.path(entry.object)
     path.write_bytes(path.read_bytes()[:-1])
@@ -81,12 +81,12 @@ def test_truncated_pack_is_noticed(depot: Depot) -> None:
         PackReader(depot, entry)
 
 
-def test_same_documents_give_the_same_pack(depot: Depot) -> None:
+def test_same_documents_give_the_same_pack(depot: LocalDepot) -> None:
     documents = list(random_documents(3, 20))
     assert write_pack(depot, documents) == write_pack(depot, documents)
 
 
-def test_nothing_is_in_the_depot_before_close(depot: Depot) -> None:
+def test_nothing_is_in_the_depot_before_close(depot: LocalDepot) -> None:
     writer = PackWriter(depot, 2)
     writer.add(np.zeros(500_000, np.uint16), "a", 1)
     assert not list((depot.root / "objects").rglob("*"))
@@ -94,5 +94,5 @@ def test_nothing_is_in_the_depot_before_close(depot: Depot) -> None:
     assert not list((depot.root / "incoming").iterdir())
 
 
-def test_empty_pack_is_none(depot: Depot) -> None:
+def test_empty_pack_is_none(depot: LocalDepot) -> None:
     assert PackWriter(depot, 2).close() is None

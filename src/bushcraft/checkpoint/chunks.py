@@ -23,16 +23,17 @@ def read_chunk(depot: Depot, name: str, chunk: Chunk, entries: Mapping[str, Tens
     Errors: `StoreError` (missing), `CorruptObjectError`; both name the tensors that lie in the object.
     """
     try:
-        data = depot.read_range(chunk.object, chunk.begin, chunk.end)
-    except StoreError as error:
-        raise type(error)(f"{error.message} ({_listed(_within(entries, {chunk.object}))})", error.next_step) from None
-    if xxhash.xxh3_128_hexdigest(data) != chunk.xxh3_128:
+        return depot.read_range(
+            chunk.object, chunk.begin, chunk.end, lambda data: xxhash.xxh3_128_hexdigest(data) == chunk.xxh3_128
+        )
+    except CorruptObjectError:
         others = _within(entries, {chunk.object}) - {name}
         also = f" (it also holds {_listed(others)})" if others else ""
         raise CorruptObjectError(
             f"object {chunk.object} is corrupted: tensor {name}, bytes {chunk.begin}-{chunk.end}{also}", _NEXT_STEP
-        )
-    return data
+        ) from None
+    except StoreError as error:
+        raise type(error)(f"{error.message} ({_listed(_within(entries, {chunk.object}))})", error.next_step) from None
 
 
 def check_presence(depot: Depot, entries: Mapping[str, TensorEntry]) -> None:
@@ -42,7 +43,7 @@ def check_presence(depot: Depot, entries: Mapping[str, TensorEntry]) -> None:
     if missing:
         which = f"object {missing[0]} is" if len(missing) == 1 else f"{_counted(missing, 'objects')} are"
         tensors = _listed(_within(entries, set(missing)))
-        raise StoreError(f"{which} missing in depot {depot.root} ({tensors})", _NEXT_STEP)
+        raise StoreError(f"{which} missing in depot {depot} ({tensors})", _NEXT_STEP)
 
 
 def _within(entries: Mapping[str, TensorEntry], objects: set[str]) -> set[str]:

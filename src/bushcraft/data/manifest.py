@@ -149,12 +149,16 @@ class PackTable:
     def _read_group(self, group: int) -> NDArray[Any]:
         begin = group * GROUP_BYTES
         end = min(begin + GROUP_BYTES, len(self) * _ENTRY_DTYPE.itemsize)
-        data = self._depot.read_range(self._split.entries, begin, end)
-        if xxhash.xxh3_128_digest(data) != self._checksums[16 * group : 16 * group + 16]:
+        expected = self._checksums[16 * group : 16 * group + 16]
+        try:
+            data = self._depot.read_range(
+                self._split.entries, begin, end, lambda data: xxhash.xxh3_128_digest(data) == expected
+            )
+        except CorruptObjectError:
             raise CorruptObjectError(
                 f"object {self._split.entries} is corrupted: pack entries, bytes {begin}-{end}",
                 "It was not used. Restore it from a copy of the depot, or build the data again, which repairs it",
-            )
+            ) from None
         return np.frombuffer(data, _ENTRY_DTYPE)
 
 
@@ -178,7 +182,7 @@ def read_manifest(depot: Depot, name_or_root: str) -> tuple[str, DatasetManifest
     if root is None:
         known = ", ".join(ref.removeprefix("datasets/") for ref in depot.refs("datasets")) or "none"
         raise DataError(
-            f"there is no data set {name_or_root!r} in {depot.root} (known: {known})",
+            f"there is no data set {name_or_root!r} in {depot} (known: {known})",
             f"Build it by `bushcraft data build {name_or_root} PATH…`",
         )
     document = json.loads(depot.read(root))

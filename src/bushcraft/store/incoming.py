@@ -11,11 +11,20 @@ import os
 import secrets
 from pathlib import Path
 
+from blake3 import blake3
+
+from bushcraft.store.durable import machine_errors
+
 
 class IncomingFile:
-    """A new file in `directory`, open for writing and locked until `close`, which gives it up unless it was moved."""
+    """A new file in `directory`, open for writing and locked until `close`, which gives it up unless it was moved.
+
+    What is written is hashed on its way, while it is still in the processor's cache.
+    """
 
     def __init__(self, directory: Path) -> None:
+        self.size = 0
+        self._hasher = blake3()
         while True:
             self.path = directory / f"{os.getpid()}-{secrets.token_hex(8)}"
             self.file = self.path.open("xb")
@@ -31,6 +40,14 @@ class IncomingFile:
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`."""
         self.file.write(data)
+        self._hasher.update(data)
+        self.size += len(data)
+
+    def finish(self) -> str:
+        """Hand all of it to the kernel; the BLAKE3 hash of what was written. Errors: `StoreError`."""
+        with machine_errors("write", self.path):
+            self.file.flush()
+        return self._hasher.hexdigest()
 
     def close(self) -> None:
         """Remove the file, if it still lies here, and its lock."""

@@ -23,7 +23,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from bushcraft.errors import CorruptObjectError, StoreError
-from bushcraft.store.depot import Depot, object_name
+from bushcraft.store.depot import Check, Depot, object_name
 from bushcraft.store.durable import machine_errors
 from bushcraft.store.incoming import IncomingFile
 
@@ -152,12 +152,10 @@ class PackReader:
         self.depot = depot
         self.entry = entry
         self._footer_begin = entry.n_bytes - TRAILER_BYTES - entry.footer_bytes
-        tail = depot.read_range(entry.object, self._footer_begin, entry.n_bytes)
-        footer, trailer = tail[: entry.footer_bytes], tail[entry.footer_bytes :]
-        if object_name(footer) != entry.footer:
-            raise self._corrupt("footer", self._footer_begin, entry.n_bytes - TRAILER_BYTES)
-        if trailer != entry.footer_bytes.to_bytes(8, "little") + END_MAGIC:
-            raise self._corrupt("trailer", entry.n_bytes - TRAILER_BYTES, entry.n_bytes)
+        footer_end = entry.n_bytes - TRAILER_BYTES
+        trailer = entry.footer_bytes.to_bytes(8, "little") + END_MAGIC
+        footer = self._read("footer", self._footer_begin, footer_end, lambda data: object_name(data) == entry.footer)
+        self._read("trailer", footer_end, entry.n_bytes, trailer.__eq__)
         head, _, self._checksums = footer.partition(b"\n")
         self.header: dict[str, Any] = json.loads(head)
         if self.header["version"] > VERSION:
@@ -166,8 +164,7 @@ class PackReader:
             raise StoreError(
                 f"pack {entry.object} has frames of {self.header['frame_bytes']} bytes", f"Use {FRAME_BYTES}"
             )
-        if depot.read_range(entry.object, 0, len(MAGIC)) != MAGIC:
-            raise self._corrupt("start", 0, len(MAGIC))
+        self._read("start", 0, len(MAGIC), MAGIC.__eq__)
         self.dtype = np.dtype({2: "<u2", 4: "<u4"}[self.header["itemsize"]])
 
     @property
@@ -178,11 +175,8 @@ class PackReader:
         """The bytes of frame `index`, checked against the footer."""
         begin = len(MAGIC) + index * FRAME_BYTES
         end = min(begin + FRAME_BYTES, len(MAGIC) + self.entry.n_tokens * self.dtype.itemsize)
-        data = self.depot.read_range(self.entry.object, begin, end)
         expected = self._checksums[index * CHECKSUM_BYTES : (index + 1) * CHECKSUM_BYTES]
-        if xxhash.xxh3_128_digest(data) != expected:
-            raise self._corrupt(f"frame {index}", begin, end)
-        return data
+        return self._read(f"frame {index}", begin, end, lambda data: xxhash.xxh3_128_digest(data) == expected)
 
     def tokens(self, begin: int, end: int) -> NDArray[Any]:
         """Token ids [begin, end) of the pack, verified."""
@@ -229,16 +223,18 @@ class PackReader:
 
     def _section(self, kind: str, begin: int) -> bytes:
         about = self.header[kind]
-        data = self.depot.read_range(self.entry.object, begin, begin + about["bytes"])
-        if xxhash.xxh3_128_hexdigest(data) != about["xxh3_128"]:
-            raise self._corrupt(kind, begin, begin + about["bytes"])
+        checksum = about["xxh3_128"]
+        data = self._read(kind, begin, begin + about["bytes"], lambda data: xxhash.xxh3_128_hexdigest(data) == checksum)
         return zstandard.ZstdDecompressor().decompress(data)
 
-    def _corrupt(self, what: str, begin: int, end: int) -> CorruptObjectError:
-        return CorruptObjectError(
-            f"pack {self.entry.object} is corrupted: {what}, bytes {begin}-{end}",
-            "It was not used. Restore it from a copy of the depot, or build the data again, which repairs it",
-        )
+    def _read(self, what: str, begin: int, end: int, good: Check) -> bytes:
+        try:
+            return self.depot.read_range(self.entry.object, begin, end, good)
+        except CorruptObjectError:
+            raise CorruptObjectError(
+                f"pack {self.entry.object} is corrupted: {what}, bytes {begin}-{end}",
+                "It was not used. Restore it from a copy of the depot, or build the data again, which repairs it",
+            ) from None
 
 
 def verify_pack(depot: Depot, entry: PackEntry) -> None:

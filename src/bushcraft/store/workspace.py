@@ -12,6 +12,7 @@ from pathlib import Path
 from bushcraft.errors import StoreError
 from bushcraft.store.depot import Depot
 from bushcraft.store.durable import machine_errors, make_directory
+from bushcraft.store.local import LocalDepot
 
 DEFAULT_STORE = "store"
 
@@ -30,7 +31,7 @@ class Store:
         with machine_errors("create", root):
             for directory in ("runs", "builds"):
                 make_directory(root / directory)
-        return cls(root, Depot.create(root / "depot"))
+        return cls(root, LocalDepot.create(root / "depot"))
 
     @classmethod
     def open(cls, root: Path) -> "Store":
@@ -41,7 +42,7 @@ class Store:
                 raise StoreError(
                     f"there is no store at {root}", "Make one by `bushcraft data build`, or name it by --store"
                 )
-        return cls(root, Depot.open(root / "depot"))
+        return cls(root, LocalDepot.open(root / "depot"))
 
     @property
     def runs(self) -> Path:

@@ -18,7 +18,7 @@ def final_report(store: Store, name: str, events: list[Event]) -> str:
         _held_out(evaluation, manifest),
         _samples(finished),
         _time(events),
-        f"checkpoint   {finished.data['checkpoint']}\n             in {store.depot.root}",
+        f"checkpoint   {finished.data['checkpoint']}\n             in {store.depot}",
         _next_commands(name),
     ]
     return "\n\n".join(part for part in parts if part)
