@@ -1,5 +1,6 @@
 """What a killed writer leaves is removed by the next one, and what a living one writes never is."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -7,8 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bushcraft.errors import StoreError
+from bushcraft.store import incoming as module
 from bushcraft.store.incoming import IncomingFile
 from bushcraft.store.local import LocalDepot
 
@@ -86,8 +91,6 @@ def test_writers_and_those_who_clean_up_do_not_meet(depot: LocalDepot) -> None:
 def test_a_file_that_was_removed_before_it_was_locked_is_made_again(
     depot: LocalDepot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bushcraft.store import incoming as module
-
     real, removed = module.fcntl.flock, []
 
     def late(file: object, operation: int) -> None:
@@ -116,8 +119,6 @@ def test_a_copy_without_the_empty_directory_has_nothing_to_remove(depot: LocalDe
 
 
 def test_where_nothing_can_be_locked_it_is_told_in_one_line(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bushcraft.store import incoming as module
-
     def unsupported(_file: object, _operation: int) -> None:
         raise OSError(37, "No locks available")
 
@@ -125,3 +126,36 @@ def test_where_nothing_can_be_locked_it_is_told_in_one_line(depot: LocalDepot, m
     with pytest.raises(StoreError, match=r"No locks available\. .*--store"):
         depot.put_bytes(b"x")
     assert not incoming(depot)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8), st.integers(1, 20))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_written_in_any_pieces_is_stored_and_hashed(
+    depot: LocalDepot, pieces: list[bytes], block_bytes: int
+) -> None:
+    whole = b"".join(pieces)
+    with pytest.MonkeyPatch.context() as patch, depot.new_file() as new:
+        patch.setattr(module, "BLOCK_BYTES", block_bytes)
+        for piece in pieces:
+            new.write(memoryview(piece))
+        assert new.size == len(whole)
+        assert depot.put_file(new) == blake3(whole).hexdigest()
+    assert depot.read(blake3(whole).hexdigest()) == whole
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others leave it to their kernel")
+def test_the_disk_begins_before_all_is_written(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, int]] = []
+    real = module.os.posix_fadvise
+
+    def advise(descriptor: int, begin: int, length: int, advice: int) -> None:
+        assert os.fstat(descriptor).st_size >= begin + length  # the kernel has it
+        sent.append((begin, length))
+        real(descriptor, begin, length, advice)
+
+    monkeypatch.setattr(module.os, "posix_fadvise", advise)
+    monkeypatch.setattr(module, "BLOCK_BYTES", 100)
+    with depot.new_file() as new:
+        for size in (30, 250, 60, 90):
+            new.write(bytes(size))
+    assert sent == [(0, 130), (130, 100), (230, 110)]
