@@ -12,6 +12,7 @@ from torch import Tensor
 from bushcraft.checkpoint.manifest import TensorEntry
 from bushcraft.checkpoint.tensors import merge_entries, save_parts
 from bushcraft.parallel.box import Box, Part
+from bushcraft.store.depot import Check
 from bushcraft.store.local import LocalDepot
 
 
@@ -25,6 +26,10 @@ class CountingDepot(LocalDepot):
     def fetch(self, name: str, begin: int, end: int) -> bytes:
         self.n_read += end - begin
         return super().fetch(name, begin, end)
+
+    def read_into(self, name: str, begin: int, end: int, memory: memoryview, good: Check) -> None:
+        self.n_read += end - begin
+        super().read_into(name, begin, end, memory, good)
 
 
 def grid_boxes(shape: tuple[int, ...], grid: tuple[int, ...]) -> Iterator[Box]:

@@ -43,7 +43,7 @@ def test_every_bit_comes_back(depot: LocalDepot) -> None:
 
 
 def test_objects_are_split_and_read_back(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bushcraft.checkpoint.tensors.OBJECT_BYTES", 100)
+    monkeypatch.setattr("bushcraft.checkpoint.save_parts.OBJECT_BYTES", 100)
     tensors = {f"t{i}": torch.randn(11) for i in range(9)}
     entries = save_tensors(depot, tensors)
     assert len({chunk.object for entry in entries.values() for chunk in entry.chunks}) == 3

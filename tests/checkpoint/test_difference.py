@@ -5,7 +5,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bushcraft.checkpoint import tensors
+from bushcraft.checkpoint import save_parts as saving
 from bushcraft.checkpoint.difference import different_tensors
 from bushcraft.checkpoint.tensors import save_tensors
 from bushcraft.store.local import LocalDepot
@@ -23,7 +23,7 @@ def test_the_same_tensor_at_two_layouts_is_the_same_and_one_element_is_a_differe
     shape, grid, other_grid = layout
     tensor = filled(shape, torch.bfloat16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensors, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(saving, "CHUNK_BYTES", chunk_bytes)
         one = save_by_ranks(depot, "t", ranks_of(tensor, grid))
     other = save_by_ranks(depot, "t", ranks_of(tensor, other_grid))
     assert different_tensors(depot, {"t": one}, {"t": other}) == []

@@ -1,13 +1,14 @@
 """Parts that any ranks wrote are read by any other ranks: every bit, and little more than what they hold."""
 
 import math
+import threading
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bushcraft.checkpoint import tensors
+from bushcraft.checkpoint import save_parts as saving
 from bushcraft.checkpoint.manifest import TensorEntry
 from bushcraft.checkpoint.tensors import (
     load_part,
@@ -47,8 +48,8 @@ def test_what_one_layout_wrote_any_other_reads_bit_for_bit(
     shape, grid, other_grid = layout
     tensor = filled(shape, dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensors, "CHUNK_BYTES", chunk_bytes)
-        patch.setattr(tensors, "OBJECT_BYTES", object_bytes)
+        patch.setattr(saving, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(saving, "OBJECT_BYTES", object_bytes)
         entry = save_by_ranks(depot, "t", ranks_of(tensor, grid, n_copies))
     row_bytes = dtype.itemsize * math.prod(shape[1:])
     assert all(chunk.end - chunk.begin <= max(chunk_bytes, row_bytes) for chunk in entry.chunks)
@@ -78,7 +79,7 @@ def test_a_part_that_lies_strided_in_memory_is_written_row_major(depot: LocalDep
 
 
 def test_a_rank_reads_little_more_than_what_it_holds(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(saving, "CHUNK_BYTES", 4096)
     tensor = torch.arange(1024 * 64.0).reshape(1024, 64)  # chunks of 16 rows
     entry = save_by_ranks(depot, "t", [Part.whole(tensor)])
     counting = CountingDepot(depot.root)
@@ -106,8 +107,8 @@ def test_a_rank_that_writes_nothing_makes_no_object_and_still_names_its_tensors(
 
 
 def test_tensors_share_objects_and_large_ones_are_cut(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "CHUNK_BYTES", 64)
-    monkeypatch.setattr(tensors, "OBJECT_BYTES", 200)
+    monkeypatch.setattr(saving, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(saving, "OBJECT_BYTES", 200)
     entries = save_tensors(depot, {"a": torch.arange(64.0).reshape(16, 4), "b": torch.ones(3), "c": torch.ones(2)})
     assert [len(entry.chunks) for entry in entries.values()] == [4, 1, 1]
     assert len({chunk.object for entry in entries.values() for chunk in entry.chunks}) == 2
@@ -118,13 +119,16 @@ def test_tensors_share_objects_and_large_ones_are_cut(depot: LocalDepot, monkeyp
 def test_a_save_that_cannot_be_published_fails_and_leaves_no_file(
     depot: LocalDepot, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    monkeypatch.setattr(tensors, "OBJECT_BYTES", 1)
+    monkeypatch.setattr(saving, "OBJECT_BYTES", 1)
     n_published = 0
+    lock = threading.Lock()
 
     def put_file(depot: LocalDepot, new: IncomingFile) -> str:
         nonlocal n_published
-        n_published += 1
-        if n_published == failing + 1:
+        with lock:
+            n_published += 1
+            fails = n_published == failing + 1
+        if fails:
             raise StoreError("no space left")
         return put(depot, new)
 
@@ -133,7 +137,7 @@ def test_a_save_that_cannot_be_published_fails_and_leaves_no_file(
     with pytest.raises(StoreError, match="no space left"):
         save_tensors(depot, {name: torch.ones(4) for name in "abcd"})
     assert list((depot.root / "incoming").iterdir()) == []
-    assert n_published == failing + 1  # and none was begun after it
+    assert n_published <= failing + saving.WRITERS  # none was begun after it
 
 
 def test_chunks_that_do_not_cover_a_tensor_once_are_refused_by_its_name(depot: LocalDepot) -> None:
@@ -202,7 +206,7 @@ def test_what_is_missing_or_damaged_is_told_by_all_the_tensors_that_lie_there(de
 
 
 def test_ranks_verify_a_share_each_and_together_all(depot: LocalDepot, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensors, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(saving, "CHUNK_BYTES", 16)
     entries = save_tensors(depot, {"a": torch.arange(40.0).reshape(10, 4), "b": torch.ones(3)})
     assert sum(verify_tensors(depot, entries, share=(rank, 3)) for rank in range(3)) == 172
     damage(depot, entries["a"].chunks[0].object, 100)
@@ -223,3 +227,69 @@ def test_a_part_of_another_global_shape_or_dtype_is_refused_before_anything_is_r
         with pytest.raises(CheckpointError, match=r"tensor b is float32\[4, 2\], the model wants"):
             load_parts(depot, entries, {"a": Part.whole(first), "b": part})
         assert not first.any()
+
+
+def test_a_chunk_that_the_checkpoint_before_holds_is_not_written_again(
+    depot: LocalDepot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(saving, "OBJECT_BYTES", 150)
+    before = {"a": torch.arange(64.0).reshape(16, 4), "b": torch.ones(3), "c": torch.ones(2)}
+    entries = save_tensors(depot, before)
+    after = {**before, "a": before["a"].clone(), "c": torch.ones(2, dtype=torch.int32)}
+    after["a"][5] += 1
+    stored = {name for name, _ in depot.objects()}
+    parts = {name: Part.whole(tensor) for name, tensor in after.items()}
+    again = save_parts(depot, parts, entries)
+    changed = {name: [i for i, c in enumerate(again[name].chunks) if c not in entries[name].chunks] for name in after}
+    assert changed == {"a": [1], "b": [], "c": [0]}  # the second block of four rows, and what has another dtype
+    new = {name: size for name, size in depot.objects() if name not in stored}
+    assert sum(new.values()) == 64 + 8
+    read = {name: torch.empty_like(tensor) for name, tensor in after.items()}
+    load_parts(depot, again, {name: Part.whole(tensor) for name, tensor in read.items()})
+    assert all(torch.equal(read[name], after[name]) for name in after)
+    n_files = len(list(depot.objects()))
+    assert save_parts(depot, parts, again) == again
+    assert len(list(depot.objects())) == n_files
+
+
+@given(layouts(), st.integers(1, 100), st.integers(1, 200), st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_was_saved_beside_a_checkpoint_before_is_what_was_there(
+    depot: LocalDepot,
+    layout: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]],
+    chunk_bytes: int,
+    object_bytes: int,
+    data: st.DataObject,
+) -> None:
+    """Whatever changed, and also where the checkpoint before is of another layout."""
+    shape, grid, other_grid = layout
+    tensor = filled(shape, torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(saving, "OBJECT_BYTES", object_bytes)
+        before = save_by_ranks(depot, "t", ranks_of(tensor, other_grid))
+        changed = tensor.clone()
+        for at in data.draw(st.lists(st.integers(0, max(0, tensor.numel() - 1)), max_size=3)):
+            if tensor.numel():
+                changed.view(-1)[at] += 1
+        parts = ranks_of(changed, grid)
+        entry = merge_entries([save_parts(depot, {"t": part}, {"t": before}) for part in parts])["t"]
+    read = torch.zeros_like(tensor)
+    load_tensor(depot, "t", entry, read)
+    assert torch.equal(read, changed)
+
+
+def test_damage_found_where_bytes_are_read_in_place_leaves_none_of_them(depot: LocalDepot) -> None:
+    tensor = torch.arange(1.0, 9.0)
+    entries = save_tensors(depot, {"t": tensor})
+    name = entries["t"].chunks[0].object
+    damage(depot, name, 3)
+    read = torch.full((8,), 7.0)
+    with pytest.raises(CorruptObjectError, match="tensor t, bytes 0-32"):
+        load_tensor(depot, "t", entries["t"], read)
+    assert not read.any()
+    depot.path(name).write_bytes(b"short")
+    with pytest.raises(CorruptObjectError, match="tensor t"):
+        load_tensor(depot, "t", entries["t"], read)
+    assert not read.any()

@@ -1,13 +1,15 @@
 """Reading chunks, each against its own checksum; what is missing or damaged is told by the tensors that lie there."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import xxhash
+from torch import Tensor
 
 from bushcraft.checkpoint.manifest import Chunk, TensorEntry
 from bushcraft.errors import CorruptObjectError, StoreError
 from bushcraft.parallel.box import Box
-from bushcraft.store.depot import Depot
+from bushcraft.store.depot import Check, Depot
 
 _NEXT_STEP = "It was not used: an older checkpoint will do, or a copy of the depot"
 
@@ -17,15 +19,36 @@ def box_of(chunk: Chunk) -> Box:
     return Box(chunk.offset, chunk.shape)
 
 
+def dtype_name(tensor: Tensor) -> str:
+    """As entries call the tensor's dtype, such as float32."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def read_chunk(depot: Depot, name: str, chunk: Chunk, entries: Mapping[str, TensorEntry]) -> bytes:
     """The verified bytes of one chunk of the tensor `name`, which is one of `entries`.
 
     Errors: `StoreError` (missing), `CorruptObjectError`; both name the tensors that lie in the object.
     """
+    with _told_by_tensors(name, chunk, entries):
+        return depot.read_range(chunk.object, chunk.begin, chunk.end, _is(chunk))
+
+
+def read_chunk_into(
+    depot: Depot, name: str, chunk: Chunk, entries: Mapping[str, TensorEntry], memory: memoryview
+) -> None:
+    """`read_chunk` to where its bytes belong. After an error `memory` may hold anything."""
+    with _told_by_tensors(name, chunk, entries):
+        depot.read_into(chunk.object, chunk.begin, chunk.end, memory, _is(chunk))
+
+
+def _is(chunk: Chunk) -> Check:
+    return lambda data: xxhash.xxh3_128_hexdigest(data) == chunk.xxh3_128
+
+
+@contextlib.contextmanager
+def _told_by_tensors(name: str, chunk: Chunk, entries: Mapping[str, TensorEntry]) -> Iterator[None]:
     try:
-        return depot.read_range(
-            chunk.object, chunk.begin, chunk.end, lambda data: xxhash.xxh3_128_hexdigest(data) == chunk.xxh3_128
-        )
+        yield
     except CorruptObjectError:
         others = _within(entries, {chunk.object}) - {name}
         also = f" (it also holds {_listed(others)})" if others else ""

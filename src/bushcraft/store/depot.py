@@ -25,7 +25,7 @@ READ_BYTES = 8 * 1024 * 1024
 """Of a large object at a time, so that memory stays bounded."""
 _REF_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
-Check = Callable[[bytes], bool]
+Check = Callable[[bytes | memoryview], bool]
 """Whether bytes are the ones that were meant: who reads a part of an object holds a checksum of it."""
 
 
@@ -131,6 +131,10 @@ class Depot(ABC):
         if not good(data):
             raise self.corrupt(name, f"bytes {begin}-{end} do not have their checksum")
         return data
+
+    def read_into(self, name: str, begin: int, end: int, memory: memoryview, good: Check) -> None:
+        """`read_range` to the bytes of `memory`, which are as many. After an error they may be anything."""
+        memory[:] = self.read_range(name, begin, end, good)
 
     def verify(self, name: str) -> None:
         """Read the whole object against its name, in bounded memory."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from bushcraft.errors import StoreError
-from bushcraft.store.depot import READ_BYTES, REF_VALUE, VERSION, Depot, object_path, ref_path
+from bushcraft.store.depot import READ_BYTES, REF_VALUE, VERSION, Check, Depot, object_path, ref_path
 from bushcraft.store.durable import fsync_directory, machine_errors, make_directory, publish_file, write_atomically
 from bushcraft.store.incoming import IncomingFile, remove_abandoned
 
@@ -85,6 +85,21 @@ class LocalDepot(Depot):
             except FileNotFoundError:
                 raise self.missing(name) from None
         return data
+
+    def read_into(self, name: str, begin: int, end: int, memory: memoryview, good: Check) -> None:
+        with machine_errors("read", self.path(name)):
+            try:
+                with self.path(name).open("rb", buffering=0) as file:
+                    n_read = 0
+                    while n_read < end - begin:
+                        n_more = os.preadv(file.fileno(), [memory[n_read:]], begin + n_read)
+                        if not n_more:
+                            raise self.short(name, begin + n_read, end)
+                        n_read += n_more
+            except FileNotFoundError:
+                raise self.missing(name) from None
+        if not good(memory):
+            raise self.corrupt(name, f"bytes {begin}-{end} do not have their checksum")
 
     def fetch_all(self, name: str) -> bytes:
         with machine_errors("read", self.path(name)):
