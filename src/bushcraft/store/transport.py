@@ -1,0 +1,78 @@
+"""Requests of obstore with a time limit, from any thread, in the one process that may make them.
+
+They run on an event loop in a thread of its own, where a request that takes too long, or lost against its double, can
+be cancelled: its connection is closed at once.
+
+obstore keeps threads of its own, which a fork does not take along: a request in the child of a process that had made
+one would wait for ever. So that is refused.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from bushcraft.errors import StoreError
+from bushcraft.store.clients import BucketClient
+from bushcraft.store.failures import failure
+
+T = TypeVar("T")
+
+_first_user: int | None = None
+"""The process that started obstore's threads; like them, one for all depots."""
+
+
+class Transport:
+    """The event loop and the clients of one endpoint, made in each process when they are first used."""
+
+    def __init__(self, make_client: Callable[[str], BucketClient]) -> None:
+        self._make_client = make_client
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._clients: dict[str, BucketClient] = {}
+        self.generation = 0
+        """Counts how often the credentials were read again."""
+
+    def call(self, request: Coroutine[Any, Any, T]) -> T:
+        """The result of a request. Errors: `Failed`."""
+        future = asyncio.run_coroutine_threadsafe(request, self._running_loop())
+        try:
+            return future.result()
+        except Exception as error:
+            raise failure(error) from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def client(self, role: str) -> BucketClient:
+        """The client of a role ("first", "hedge" or "parts"); each has its own connections."""
+        with self._lock:
+            if role not in self._clients:
+                self._clients[role] = self._make_client(role)
+            return self._clients[role]
+
+    def renew(self, generation: int) -> None:
+        """Read the credentials again, unless another thread did since `generation`."""
+        with self._lock:
+            if generation == self.generation:
+                self._clients.clear()
+                self.generation += 1
+
+    def refuse_fork(self) -> None:
+        """Errors: `StoreError` in a process that was forked from one that had used a bucket."""
+        global _first_user
+        if _first_user is None:
+            _first_user = os.getpid()
+        elif _first_user != os.getpid():
+            raise StoreError(
+                "a bucket cannot be used in a process that was forked from one that had used it",
+                'Start workers by spawn: multiprocessing.get_context("spawn")',
+            )
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="bucket", daemon=True).start()
+            return self._loop
