@@ -26,6 +26,8 @@ T = TypeVar("T")
 ATTEMPTS_OF_A_PART = 4
 PAGE = 1000
 """Keys of a listing at a time, as providers give them."""
+SMALL = 1024 * 1024
+"""Bytes of an object that is read at once, and twice if that is late."""
 PIECE_BYTES = 4 * 1024 * 1024
 """Of an object that is read in a stream."""
 
@@ -67,10 +69,10 @@ class Endpoint:
 
         async def request(role: str) -> tuple[Any, bytes | None]:
             result = await obstore.get_async(self._transport.client(role), key)
-            return result, bytes(await result.bytes_async()) if result.meta["size"] <= PIECE_BYTES else None
+            return result, bytes(await result.bytes_async()) if result.meta["size"] <= SMALL else None
 
         async def whole() -> bytes:
-            result, data = await self._read(request, PIECE_BYTES)
+            result, data = await self._read(request, SMALL, self.options.timeout)
             if data is not None:
                 return data
             async with asyncio.timeout(self.options.seconds(result.meta["size"])):
@@ -182,11 +184,11 @@ class Endpoint:
                 return
             yield piece
 
-    async def _read(self, request: Callable[[str], Coroutine[Any, Any, T]], n_bytes: int) -> T:
-        """A request that may be doubled if it is late."""
+    async def _read(self, request: Callable[[str], Coroutine[Any, Any, T]], n_bytes: int, limit: float = 0.0) -> T:
+        """A request that may be doubled if it is late; its time limit is in seconds, or what its bytes need."""
         self.budget.request()
         begun = self._timing.now()
-        async with asyncio.timeout(self.options.seconds(n_bytes)):
+        async with asyncio.timeout(limit or self.options.seconds(n_bytes)):
             result = await hedged(
                 lambda: request("first"),
                 lambda: request("hedge"),
