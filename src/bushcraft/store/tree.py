@@ -9,14 +9,13 @@ What only other rooms understand is theirs to show: a room's module `view` calls
 """
 
 import importlib
-import pkgutil
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import bushcraft
@@ -84,8 +83,8 @@ def register(top: str, view: View) -> None:
 
 def tree(depot: Depot) -> Directory:
     """The tree of a depot."""
-    for room in pkgutil.iter_modules(bushcraft.__path__):
-        if room.ispkg and find_spec(f"bushcraft.{room.name}.view"):
+    for room in Path(bushcraft.__file__).parent.iterdir():
+        if (room / "view.py").is_file():
             importlib.import_module(f"bushcraft.{room.name}.view")
     own = {"folders": folders, "objects": objects, "refs": refs}
     return Fixed({top: view(depot) for top, view in sorted((own | _views).items())})
