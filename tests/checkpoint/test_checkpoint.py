@@ -1,5 +1,7 @@
 """A checkpoint gives back every bit, notices every damage, and the newest whole one is found."""
 
+import json
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,6 +58,12 @@ def test_objects_are_split_and_read_back(depot: LocalDepot, monkeypatch: pytest.
 def test_manifest_round_trips(depot: LocalDepot) -> None:
     manifest = read_manifest(depot, _save(depot, 8))
     assert write_manifest(depot, manifest) == object_name(depot.read(depot.latest("checkpoints/r") or ""))
+
+
+def test_manifest_is_read_with_or_without_spaces(depot: LocalDepot) -> None:
+    name = _save(depot, 8)
+    spaced = json.dumps(json.loads(depot.read(name)), indent=1, sort_keys=True).encode()
+    assert read_manifest(depot, depot.put_bytes(spaced)) == read_manifest(depot, name)
 
 
 def test_every_flipped_byte_of_the_tensors_is_noticed(depot: LocalDepot) -> None:
