@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,9 @@ from bushcraft.store.depot import object_name
 from bushcraft.store.local import LocalDepot
 from bushcraft.store.peer_link import WRONG
 from bushcraft.store.peer_listener import PeerListener
-from bushcraft.store.peer_server import PeerServer
+from bushcraft.store.peer_server import PeerServer, server_tls
 from bushcraft.store.peer_wire import Wire
-from bushcraft.store.peers import Peers
+from bushcraft.store.peers import Peers, client_tls
 from bushcraft.store.rendezvous_hash import BLOCK, by_weight, pieces
 
 TOKEN = "the run's tökén"
@@ -235,6 +237,54 @@ def test_a_forked_process_has_connections_of_its_own(start: Callable[..., list[N
 
 def read_in_child(reader: Peers) -> None:
     assert reader.fetch(NAME, 0, 3 * BLOCK) == DATA[: 3 * BLOCK]
+
+
+def write_certificate(path: Path, host: str) -> None:
+    """A certificate (PEM) for an address, signed by itself, with its key."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name, now = ec.generate_private_key(ec.SECP256R1()), x509.Name([]), datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(host))]), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(certificate.public_bytes(pem) + private)
+
+
+def test_with_certificates_only_the_right_peer_is_read(depot_root: Path, tmp_path: Path) -> None:
+    ours, foreign = tmp_path / "ours.pem", tmp_path / "foreign.pem"
+    write_certificate(ours, "127.0.0.1")
+    write_certificate(foreign, "127.0.0.1")
+    depot, cache = LocalDepot(depot_root), Cache(tmp_path / "cache", 2**30)
+    with PeerServer(depot, "127.0.0.1:0", TOKEN, cache, server_tls(ours)) as server:
+        reader = peers_of(server.address, tls=client_tls(ours))
+        for _ in range(2):  # from the depot, then from the cache
+            assert reader.fetch(NAME, 0, len(DATA)) == DATA
+        assert peers_of(server.address, tls=client_tls(foreign)).fetch(NAME, 0, 10) is None
+        assert peers_of(server.address).fetch(NAME, 0, 10) is None
+    with PeerServer(depot, "127.0.0.1:0", TOKEN) as plain:
+        assert peers_of(plain.address, tls=client_tls(ours)).fetch(NAME, 0, 10) is None
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "certificate.pem"
+    if content is not None:
+        path.write_bytes(content)
+    for use in (server_tls, client_tls):
+        with pytest.raises(StoreError, match=r"certificate\.pem"):
+            use(path)
 
 
 # Bad peers
