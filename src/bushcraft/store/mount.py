@@ -16,7 +16,7 @@ from concurrent.futures import TimeoutError as TookTooLong
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bushcraft.errors import StoreError
+from bushcraft.errors import BushcraftError, StoreError
 from bushcraft.store.blocks import BlockCache, File
 from bushcraft.store.tree import Directory, Node, Remembered, find
 
@@ -128,7 +128,7 @@ class TreeOperations:
         threading.Thread(target=_settle, args=(done, work), daemon=True).start()  # which nobody waits for at the end
         try:
             return done.result(self._deadline)
-        except StoreError as error:
+        except BushcraftError as error:
             self._tell(f"{path}: {error}")
         except TookTooLong:
             self._tell(f"{path}: no answer in {self._deadline:.0f} s")

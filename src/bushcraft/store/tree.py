@@ -34,11 +34,11 @@ class Directory(ABC):
 
     @abstractmethod
     def names(self) -> Iterable[str]:
-        """All of them, each once. Errors: `StoreError` and its kinds."""
+        """All of them, each once. Errors: `BushcraftError`."""
 
     @abstractmethod
     def child(self, name: str) -> "Node | None":
-        """What is there by that name, if anything is. Errors: `StoreError` and its kinds."""
+        """What is there by that name, if anything is. Errors: `BushcraftError`."""
 
 
 Node = Directory | File
@@ -91,7 +91,7 @@ def tree(depot: Depot) -> Directory:
 
 
 def find(top: Directory, path: str) -> Node | None:
-    """What is at a path, parted by '/', if anything is. Errors: `StoreError` and its kinds."""
+    """What is at a path, parted by '/', if anything is. Errors: `BushcraftError`."""
     node: Node | None = top
     for part in path.split("/"):
         if part:
