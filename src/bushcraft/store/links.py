@@ -81,7 +81,7 @@ class Closure:
                 for leaf in links.data:
                     self._reach(leaf)
                 open_documents += links.documents
-                open_documents += [other for other in links.perhaps if other not in self and depot.has(other)]
+                open_documents += [other for other in links.perhaps if other in self or depot.has(other)]
             except StoreError as error:
                 self.broken[document] = error
 
