@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from bushcraft.parallel.box import Box
 from bushcraft.store.blocks import BlockCache, File
 from bushcraft.store.local import LocalDepot
 from bushcraft.store.tree import find, tree
+from bushcraft.store.workspace import Store
+from tests.store.mounted import Mounted, needs_fuse
 
 
 def publish(depot: LocalDepot, entries: dict[str, TensorEntry], run: str = "r") -> str:
@@ -82,6 +85,25 @@ def test_bfloat16_is_read_bit_by_bit(depot: LocalDepot, tmp_path: Path) -> None:
         }
         assert torch.equal(file.get_tensor("b"), tensor)
         assert torch.equal(file.get_slice("b")[2:4, 1:], tensor[2:4, 1:])
+
+
+@needs_fuse
+def test_mounted_checkpoint_is_loaded_by_safetensors(depot: LocalDepot, store: Store, tmp_path: Path) -> None:
+    """Whole, and by slices from the memory map; so do all that load weights by name from a path."""
+    whole = torch.randn(300, 70)
+    boxes = [part for at in range(0, 70, 35) for part in in_rows(Box((0, at), (300, 35)), 64)]
+    publish(depot, {"model/w": entry_of(depot, whole, boxes)} | save_tensors(depot, {"model/b": torch.ones(9)}))
+    mounted = Mounted(store.root, tmp_path / "mnt")
+    try:
+        path = mounted.where / "checkpoints" / "r" / "1" / "model.safetensors"
+        read = load_file(path)
+        with safe_open(path, "pt") as file:
+            rows = file.get_slice("w")[100:200, 30:40]
+    finally:
+        assert mounted.end(signal.SIGTERM) == ""
+    assert torch.equal(read["w"], whole)
+    assert torch.equal(read["b"], torch.ones(9))
+    assert torch.equal(rows, whole[100:200, 30:40])
 
 
 def cut(shape: tuple[int, ...], cuts: list[list[int]]) -> list[Box]:

@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,30 +22,9 @@ from bushcraft.store.local import LocalDepot
 from bushcraft.store.mount import TreeOperations, check_mount_point
 from bushcraft.store.tree import Directory, Fixed, Listing, Node, tree
 from bushcraft.store.workspace import Store
+from tests.store.mounted import Mounted, needs_fuse
 
 LARGE = bytes(range(256)) * (3 * BLOCK_BYTES // 256) + b"end"
-SERVE = """
-import sys
-from pathlib import Path
-from bushcraft.store.mount import mount
-from bushcraft.store.tree import tree
-from bushcraft.store.workspace import Store
-
-top = tree(Store.open(Path(sys.argv[1])).depot)
-mount(top, Path(sys.argv[2]), lambda line: print(line, file=sys.stderr, flush=True))
-"""
-
-
-def why_not() -> str:
-    """Why nothing can be mounted here, if so."""
-    try:
-        check_mount_point(Path("/proc/self"))
-    except StoreError as error:
-        return "" if "not empty" in error.message else str(error)
-    return ""
-
-
-needs_fuse = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
 @pytest.fixture
@@ -57,23 +35,6 @@ def folder(tmp_path: Path) -> Path:
     (root / "sub" / "run.sh").write_text("#!/bin/sh\necho ran\n")
     (root / "sub" / "run.sh").chmod(0o755)
     return root
-
-
-class Mounted:
-    """A process that serves a store."""
-
-    def __init__(self, store: Path, where: Path) -> None:
-        self.where = where
-        where.mkdir()
-        command = [sys.executable, "-c", SERVE, str(store), str(where)]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        while not os.path.ismount(where):
-            assert self.process.poll() is None, self.process.communicate()[1]
-
-    def end(self, by: signal.Signals) -> str:
-        """What it logged."""
-        self.process.send_signal(by)
-        return self.process.communicate(timeout=20)[1]
 
 
 @pytest.fixture
