@@ -76,7 +76,7 @@ class BucketDepot(Depot):
         """Make the prefix a depot (or open it if it is one). Errors: `StoreError`."""
         depot = cls(name, url, staging, options, capabilities)
         if depot._marker() is None:
-            with depot._errors("depot.json"):
+            with depot.refusals("depot.json"):
                 depot.endpoint.put("depot.json", json.dumps({"format": "bushcraft-depot", "version": VERSION}).encode())
         depot._check_marker()
         return depot
@@ -96,7 +96,7 @@ class BucketDepot(Depot):
         return depot
 
     def _marker(self) -> bytes | None:
-        with self._errors("depot.json"):
+        with self.refusals("depot.json"):
             try:
                 return self.endpoint.get("depot.json")
             except Failed as failed:
@@ -121,11 +121,11 @@ class BucketDepot(Depot):
         return self._size(name) is not None
 
     def size(self, name: str) -> int:
-        with self._errors(name):
+        with self.refusals(name):
             return self.endpoint.head(object_path(name))
 
     def _size(self, name: str) -> int | None:
-        with self._errors(name):
+        with self.refusals(name):
             try:
                 return self.endpoint.head(object_path(name))
             except Failed as failed:
@@ -138,7 +138,7 @@ class BucketDepot(Depot):
             self.size(name)  # it must be there
             return b""
         key = object_path(name)
-        with self._errors(name):
+        with self.refusals(name):
             try:
                 data = self.endpoint.get_range(key, begin, end)
                 if len(data) != end - begin and self.endpoint.head(key) >= end:
@@ -152,14 +152,14 @@ class BucketDepot(Depot):
         return data
 
     def fetch_all(self, name: str) -> bytes:
-        with self._errors(name):
+        with self.refusals(name):
             return self.endpoint.get(object_path(name))
 
     def verify(self, name: str) -> None:
         if self.endpoint.ranges:
             super().verify(name)
             return
-        with self._errors(name):
+        with self.refusals(name):
             if self.endpoint.digest(object_path(name)) != name:
                 raise self.corrupt(name)
 
@@ -169,7 +169,7 @@ class BucketDepot(Depot):
 
     def store_bytes(self, name: str, data: bytes | memoryview) -> None:
         view = memoryview(data).cast("B")
-        with self._errors(name):
+        with self.refusals(name):
             if len(view) > PART_BYTES and self.capabilities.multipart:
                 self._store(name, view, len(view))
             else:
@@ -181,7 +181,7 @@ class BucketDepot(Depot):
             if size <= PART_BYTES or not self.capabilities.multipart:
                 self.store_bytes(name, path.read_bytes())
                 return
-        with self._errors(name):
+        with self.refusals(name):
             self._store(name, path, size)
 
     def _store_at_once(self, name: str, data: memoryview) -> None:
@@ -237,7 +237,7 @@ class BucketDepot(Depot):
                 return
 
     def _listed(self, folder: str, after: str = "") -> Iterator[tuple[str, int]]:
-        with self._errors(folder):
+        with self.refusals(folder):
             for page in self.endpoint.pages(folder, after):
                 yield from page
 
@@ -245,7 +245,7 @@ class BucketDepot(Depot):
         self._remove(object_path(name))
 
     def _remove(self, key: str) -> None:
-        with self._errors(key):
+        with self.refusals(key):
             try:
                 self.endpoint.delete(key)
             except Failed as failed:
@@ -255,7 +255,7 @@ class BucketDepot(Depot):
     # References
 
     def add_ref(self, ref: str, number: int, name: str) -> None:
-        with self._errors(ref):
+        with self.refusals(ref):
             try:
                 self.endpoint.put(_ref_key(ref, number, name), b"", create=self.capabilities.conditional_put)
             except Failed as failed:
@@ -273,7 +273,7 @@ class BucketDepot(Depot):
         return values
 
     def _is_there(self, key: str) -> bool:
-        with self._errors(key):
+        with self.refusals(key):
             try:
                 return self.endpoint.head(key) == 0
             except Failed as failed:
@@ -295,7 +295,7 @@ class BucketDepot(Depot):
     # How its errors read
 
     @contextlib.contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
+    def refusals(self, what: str) -> Iterator[None]:
         """Turn a failure about an object's name or a key into the store's errors."""
         try:
             yield

@@ -39,8 +39,8 @@ class ProbeReport:
     """Refuses to delete what is locked."""
     checksum_enforced: Finding
     """Refuses bytes that do not have the checksum that came with them."""
-    clock_skew_seconds: float | None
-    """How far the server's clock is ahead of ours."""
+    clock_skew_seconds: float
+    """How far the server's clock is ahead of ours, to about a second."""
     put_seconds: float
     get_seconds: float
     put_bytes_per_second: float | None

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from obstore.exceptions import BaseError
 from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store
 
 from bushcraft.errors import StoreError
+from bushcraft.store.durable import machine_errors
 
 SCHEMES = ("s3", "gs", "az", "file", "memory")
 """`file` and `memory` are for tests: nothing of theirs is durable. A directory is a `LocalDepot`."""
@@ -133,29 +135,32 @@ def make_client(place: Place, options: BucketOptions, attempts_of_a_part: int = 
         "client_options": _client_options(options, limit),
         "retry_config": {"max_retries": attempts_of_a_part, "retry_timeout": timedelta(seconds=options.deadline)},
     }
+    s3 = _s3_config(place, options) if place.scheme == "s3" else {}
     try:
         if place.scheme == "gs":
             return GCSStore(place.bucket, config=_given(base_url=options.endpoint), **common)
         if place.scheme == "az":
             config = _given(account_name=options.account, endpoint=options.endpoint)
             return AzureStore(place.bucket, config=config, **common)
-        return S3Store(place.bucket, config=s3_config(place, options), **common)
-    except Exception as error:
+        return S3Store(place.bucket, config=s3, **common)
+    except (BaseError, ValueError) as error:
         why = str(error).partition("\n")[0] if "must be" in str(error) else type(error).__name__
         raise StoreError(f"depot {place} cannot be set up: {why}", "Look at its options and credentials") from None
 
 
 def _client_options(options: BucketOptions, limit: float) -> Any:
-    certificates = Path(options.certificates).read_bytes() if options.certificates else None
+    certificates = Path(options.certificates)
+    with machine_errors("read", certificates):
+        trusted = certificates.read_bytes() if options.certificates else None
     return _given(
         timeout=timedelta(seconds=limit),
         connect_timeout=timedelta(seconds=options.connect_timeout),
         allow_http=options.allow_http,
-        root_certificate=certificates,
+        root_certificate=trusted,
     )
 
 
-def s3_config(place: Place, options: BucketOptions) -> Any:
+def _s3_config(place: Place, options: BucketOptions) -> Any:
     """What obstore wants to know of an S3 bucket. It holds secrets: it is handed on, and neither kept nor shown."""
     return _given(
         endpoint=options.endpoint,

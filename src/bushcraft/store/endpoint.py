@@ -64,6 +64,14 @@ class Endpoint:
 
         return self._run(lambda: self._read(request, 0))
 
+    def modified(self, key: str) -> float:
+        """When an object was written by the server's clock, in seconds since 1970."""
+
+        async def request(role: str) -> float:
+            return (await obstore.head_async(self._transport.client(role), key))["last_modified"].timestamp()
+
+        return self._run(lambda: self._read(request, 0))
+
     def get(self, key: str) -> bytes:
         """All bytes of an object."""
 

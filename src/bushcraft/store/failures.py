@@ -60,7 +60,7 @@ _WORDS = {
 }
 
 
-def failure(error: BaseException) -> Failed:
+def failure(error: Exception) -> Failed:
     """The failure that `error`, raised by obstore or by a time limit, stands for."""
     if isinstance(error, TimeoutError):
         return Failed(Kind.TRANSIENT, "it gave no answer in time")
@@ -97,6 +97,6 @@ def _answered(status: int, code: str) -> Failed:
         return Failed(Kind.DENIED, why)
     if status == 416:
         return Failed(Kind.BEYOND, why)
-    if status >= 500 or status == 408 or code == "RequestTimeout":
+    if (status >= 500 and status != 501) or status == 408 or code == "RequestTimeout":
         return Failed(Kind.TRANSIENT, why)
     return Failed(Kind.REFUSED, why)

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from obstore.exceptions import BaseError
+
 from bushcraft.errors import StoreError
 from bushcraft.store.clients import BucketClient
 from bushcraft.store.failures import failure
@@ -39,7 +41,7 @@ class Transport:
         future = asyncio.run_coroutine_threadsafe(request, self._running_loop())
         try:
             return future.result()
-        except Exception as error:
+        except (BaseError, OSError) as error:
             raise failure(error) from None
         except BaseException:
             future.cancel()
