@@ -9,7 +9,7 @@ import sys
 import typer
 
 from bushcraft import __version__
-from bushcraft.cli import checkpoint, data, evaluate, generate, run, train
+from bushcraft.cli import checkpoint, data, evaluate, generate, run, store, train
 from bushcraft.errors import BushcraftError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.add_typer(data.app, name="data")
 app.add_typer(run.app, name="run")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(store.app, name="store")
 
 
 @app.callback(invoke_without_command=True)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bushcraft.errors import StoreError
 from bushcraft.store.depot import Depot
 from bushcraft.store.depots import Depots, RangeSource
 from bushcraft.store.local import LocalDepot
@@ -16,8 +15,9 @@ if TYPE_CHECKING:
     from bushcraft.store.capabilities import Capabilities
 
 PEERS = "BUSHCRAFT_PEERS"
-"""Environment: host:port of the cluster's peers, parted by commas."""
-TOKEN = "BUSHCRAFT_TOKEN"
+"""Environment: HOST:PORT of the cluster's nodes that serve pieces, parted by commas; their token is BUSHCRAFT_TOKEN."""
+OWN = "BUSHCRAFT_PEER"
+"""Environment: which of these is this node, if it is one."""
 
 
 def open_depot(root: Path) -> Depot:
@@ -85,14 +85,7 @@ def _sources(root: Path, settings: StoreSettings) -> Sequence[RangeSource]:
         sources.append(Cache(root / settings.cache.directory, int(settings.cache.gib * 2**30)))
     addresses = [address for address in os.environ.get(PEERS, "").split(",") if address]
     if addresses:
-        sources.append(_peers(addresses))
+        from bushcraft.store.peers import Peers
+
+        sources.append(Peers(addresses, os.environ.get(OWN) or None))
     return sources
-
-
-def _peers(addresses: list[str]) -> RangeSource:
-    from bushcraft.store.peers import Peers
-
-    token = os.environ.get(TOKEN)
-    if not token:
-        raise StoreError(f"{PEERS} is set and {TOKEN} is not", "Set it to the token of the cluster's peers")
-    return Peers(addresses, token=token)
