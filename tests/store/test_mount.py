@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import queue
 import select
 import signal
 import subprocess
@@ -174,6 +175,30 @@ def test_open_file_stays_what_it_was() -> None:
     files["f"] = BytesFile(b"newer")
     assert served.read("/f", 9, 0, handle) == b"old"
     assert served.getattr("/f", handle)["st_size"] == 3
+
+
+class WatchedFile(BytesFile):
+    """Blocks of one byte; it notes which are read."""
+
+    def __init__(self) -> None:
+        super().__init__(bytes(range(9)))
+        self.begins = range(9)  # type: ignore[assignment]
+        self.asked: queue.Queue[int] = queue.Queue()
+
+    def block(self, index: int) -> bytes:
+        self.asked.put(index)
+        return bytes([index])
+
+
+def test_who_reads_on_finds_the_next_blocks_at_hand() -> None:
+    file = WatchedFile()
+    served = operations(Fixed({"f": file}), [])
+    handle = served.open("/f", os.O_RDONLY)
+    for at in (3, 7):  # here and there: nothing is read ahead
+        assert served.read("/f", 1, at, handle) == bytes([at])
+    assert [file.asked.get(), file.asked.get(), file.asked.empty()] == [3, 7, True]
+    assert served.read("/f", 1, 4, handle) == b"\4"
+    assert {file.asked.get(timeout=5) for _ in range(3)} == {4, 5, 6}
 
 
 def test_other_bytes_have_another_time(depot: LocalDepot) -> None:

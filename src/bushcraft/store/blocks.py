@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 import xxhash
 from blake3 import blake3
@@ -35,14 +36,20 @@ class File(ABC):
 
     def read(self, begin: int, end: int, cache: "BlockCache | None" = None) -> bytes:
         """Bytes [begin, end), or fewer where the file ends, verified. Errors: `StoreError` and its kinds."""
+        load = self.block if cache is None else partial(cache.block, self)
+        return self.part(begin, end, [load(index) for index in self.indexes(begin, end)])
+
+    def indexes(self, begin: int, end: int) -> range:
+        """The blocks in which bytes [begin, end) lie."""
         end = min(end, self.size)
         if begin >= end:
-            return b""
-        pieces = []
-        for index in range(bisect_right(self.begins, begin) - 1, bisect_right(self.begins, end - 1)):
-            start = self.begins[index]
-            data = self.block(index) if cache is None else cache.block(self, index)
-            pieces.append(data[max(begin - start, 0) : end - start])
+            return range(0)
+        return range(bisect_right(self.begins, begin) - 1, bisect_right(self.begins, end - 1))
+
+    def part(self, begin: int, end: int, blocks: Sequence[bytes]) -> bytes:
+        """Bytes [begin, end) out of the blocks in which they lie."""
+        starts = [self.begins[index] for index in self.indexes(begin, end)]
+        pieces = [data[max(begin - at, 0) : max(end - at, 0)] for at, data in zip(starts, blocks, strict=True)]
         return b"".join(pieces)
 
 
@@ -128,6 +135,17 @@ class BlockCache:
                 with self._lock:
                     self._loading.pop(key, None)
         return data
+
+    def at_hand(self, file: File, begin: int, end: int) -> bytes | None:
+        """Bytes [begin, end) of `file` if all of them are kept here."""
+        with self._lock:
+            blocks = [self._known((file.identity, index)) for index in file.indexes(begin, end)]
+        known = [block for block in blocks if block is not None]
+        return file.part(begin, end, known) if len(known) == len(blocks) else None
+
+    def __contains__(self, key: tuple[str, int]) -> bool:
+        """Whether the block of that index of the file of that identity is kept."""
+        return key in self._blocks
 
     def _known(self, key: tuple[str, int]) -> bytes | None:
         if key in self._blocks:

@@ -3,6 +3,7 @@
 Every call ends: what a depot does not answer in time is an I/O error for who asked, and a line in the log.
 """
 
+import contextlib
 import errno
 import importlib
 import itertools
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TookTooLong
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,9 @@ from bushcraft.store.tree import Directory, Node, Remembered, find
 T = TypeVar("T")
 CACHE_BYTES = 256 * 1024 * 1024
 """Of blocks, beside the page cache: the kernel asks for 128 KiB at a time, a block is 4 MiB."""
+BLOCKS_AHEAD = 2
+READ_AHEAD_KIB = 4096
+"""What the kernel asks for in advance, where we may say so: calls of 1 MiB cost less than eight of 128 KiB."""
 DEADLINE_SECONDS = 120.0
 """A call that took longer failed: a process that waits for a file cannot be ended by Ctrl-C for ever."""
 LOOK_SECONDS = 1.0
@@ -55,11 +60,14 @@ class TreeOperations:
         log: Callable[[str], None],
         deadline: float = DEADLINE_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        first_open: Callable[[], None] = lambda: None,
     ) -> None:
+        """`log` hears of failures; `first_open` is called before a file is opened for the first time."""
         self._log = log
         self._deadline = deadline
         self._clock = clock
-        self._mounted = time.time_ns() // 10**9 * 10**9
+        self._first_open = first_open
+        self._started = time.time_ns() // 10**9 * 10**9
         self._cache = BlockCache(CACHE_BYTES)
         self._at: Remembered[str, Node | None] = Remembered(lambda path: find(top, path), LOOK_SECONDS, clock)
         self._open: dict[int, File] = {}
@@ -84,18 +92,30 @@ class TreeOperations:
         if isinstance(node, Directory):
             raise RefusedError(errno.EISDIR)
         handle = next(self._handles)
+        if handle == 1:
+            self._first_open()
         self._open[handle] = node
         return handle
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
         """Verified bytes; EIO where they are damaged, missing or late."""
-        file = self._open[fh]
-        return self._in_time(path, lambda: file.read(offset, offset + size, self._cache))
+        file, end = self._open[fh], offset + size
+        at_hand = self._cache.at_hand(file, offset, end)
+        if at_hand is not None:
+            return at_hand
+        self._read_ahead(file, file.indexes(offset, end))
+        return self._in_time(path, lambda: file.read(offset, end, self._cache))
 
     def release(self, path: str, fh: int) -> int:  # noqa: ARG002
         """The handle is not used any more."""
         del self._open[fh]
         return 0
+
+    def _read_ahead(self, file: File, wanted: range) -> None:
+        """Ask for the next blocks too where somebody reads on: a bucket answers late, but to many."""
+        if (file.identity, wanted.start - 1) in self._cache:
+            for index in range(wanted.stop, min(wanted.stop + BLOCKS_AHEAD, len(file.begins))):
+                _start(partial(self._cache.block, file, index))  # what fails is told by the read that comes to it
 
     def _node(self, path: str) -> Node:
         node = self._at(path)
@@ -113,9 +133,9 @@ class TreeOperations:
         owner = {"st_uid": os.getuid(), "st_gid": os.getgid()}
         if isinstance(node, Directory):
             # one link: `find` then does not conclude from the count how many directories are in there
-            return owner | dict.fromkeys(_TIMES, self._mounted) | {"st_mode": stat.S_IFDIR | 0o555, "st_nlink": 1}
+            return owner | dict.fromkeys(_TIMES, self._started) | {"st_mode": stat.S_IFDIR | 0o555, "st_nlink": 1}
         # Other bytes have another time, by which the kernel sees that its pages are old.
-        changed = self._mounted + int(node.identity[:8], 16) % 10**9
+        changed = self._started + int(node.identity[:8], 16) % 10**9
         return (
             owner
             | dict.fromkeys(_TIMES, changed)
@@ -124,10 +144,8 @@ class TreeOperations:
         )
 
     def _in_time(self, path: str, work: Callable[[], T]) -> T:
-        done: Future[T] = Future()
-        threading.Thread(target=_settle, args=(done, work), daemon=True).start()  # which nobody waits for at the end
         try:
-            return done.result(self._deadline)
+            return _start(work).result(self._deadline)
         except BushcraftError as error:
             self._tell(f"{path}: {error}")
         except TookTooLong:
@@ -144,11 +162,18 @@ class TreeOperations:
             self._log(line)
 
 
-def _settle(done: Future[T], work: Callable[[], T]) -> None:
-    try:
-        done.set_result(work())
-    except BaseException as error:
-        done.set_exception(error)
+def _start(work: Callable[[], T]) -> Future[T]:
+    """Work in a thread of its own, for which nobody waits when the process ends."""
+    done: Future[T] = Future()
+
+    def settle() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=settle, daemon=True).start()
+    return done
 
 
 _TIMES = ("st_atime", "st_mtime", "st_ctime")
@@ -181,7 +206,7 @@ def mount(top: Directory, where: Path, log: Callable[[str], None], deadline: flo
     try:
         # auto_cache: pages outlive the process that read them, until a look at the file shows another time
         fuse.FUSE(
-            TreeOperations(top, log, deadline),
+            TreeOperations(top, log, deadline, first_open=lambda: _ask_for_large_reads(where)),
             str(where),
             foreground=True,
             ro=True,
@@ -197,6 +222,18 @@ def mount(top: Directory, where: Path, log: Callable[[str], None], deadline: flo
 
 _ENDED = (7, 8)
 """What `fuse_main` returns after it was mounted: a signal came (libfuse, lib/helper.c, `fuse_main_real`)."""
+
+
+def _ask_for_large_reads(where: Path) -> None:
+    """Root may set how far the kernel reads ahead, once the mount is set up.
+
+    Source: Linux, Documentation/ABI/testing/sysfs-class-bdi.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            _, _, device, _, point, *_ = line.split()
+            if point == str(where.absolute()):  # a path with a space is escaped there, and read as it was
+                Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
 
 
 def _fuse() -> Any:
