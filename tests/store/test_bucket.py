@@ -15,7 +15,7 @@ import pytest
 
 from bushcraft.errors import CorruptObjectError, MissingObjectError, StoreError
 from bushcraft.store.bucket import BucketDepot
-from bushcraft.store.clients import BucketOptions, Place
+from bushcraft.store.clients import BucketOptions, Place, make_client
 from bushcraft.store.depot import object_name
 from bushcraft.store.local import LocalDepot
 from tests.store.s3_servers import BUCKET, KEY, SECRET, options, running_moto, running_seaweed
@@ -212,6 +212,15 @@ def test_wrong_settings_are_named_and_secrets_are_not(
 def test_credentials_that_are_not_set_are_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="NONE_ACCESS_KEY_ID is not set"):
         BucketDepot("far", "s3://bucket", tmp_path, {"credentials": "NONE"}).has("ab" * 32)
+
+
+def test_every_provider_has_its_client() -> None:
+    kinds = {"s3://b/p": {}, "gs://b/p": {}, "az://c/p": {"account": "a"}}
+    clients = [make_client(Place.parse(url), BucketOptions.parse(given, url)) for url, given in kinds.items()]
+    assert [type(client).__name__ for client in clients] == ["S3Store", "GCSStore", "AzureStore"]
+    assert {client.prefix for client in clients} == {"p"}
+    with pytest.raises(StoreError, match="Account must be specified"):
+        make_client(Place.parse("az://c"), BucketOptions())
 
 
 def test_options_are_read_from_text() -> None:

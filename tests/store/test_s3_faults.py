@@ -256,7 +256,9 @@ def test_expired_credentials_are_read_again_once(
     assert len(proxy.requests) == n_requests + 2, "tried once more, then given up"
     assert not isinstance(caught.value, UnreachableError | MissingObjectError)
     monkeypatch.setenv("TEST_ACCESS_KEY_ID", "NEWKEY")
+    monkeypatch.setenv("TEST_SESSION_TOKEN", "for-an-hour")
     assert bucket.read(name) == b"x"
+    assert "for-an-hour" in proxy.requests[-1].headers.values()
 
 
 def test_secrets_are_in_no_text(

@@ -52,8 +52,8 @@ class BucketOptions:
     timeout: float = 10.0
     """Seconds for an answer, beside the time that its bytes take at 1 MiB/s."""
     connect_timeout: float = 5.0
-    attempts: int = 6
-    deadline: float = 60.0
+    attempts: int = 8
+    deadline: float = 30.0
     """Seconds for one operation with all its retries, beside the time that its bytes take."""
     requests: int = 32
     """At a time."""
@@ -135,7 +135,7 @@ def make_client(place: Place, options: BucketOptions, attempts_of_a_part: int = 
         "client_options": _client_options(options, limit),
         "retry_config": {"max_retries": attempts_of_a_part, "retry_timeout": timedelta(seconds=options.deadline)},
     }
-    s3 = _s3_config(place, options) if place.scheme == "s3" else {}
+    s3: Any = _s3_config(place, options) if place.scheme == "s3" else None
     try:
         if place.scheme == "gs":
             return GCSStore(place.bucket, config=_given(base_url=options.endpoint), **common)

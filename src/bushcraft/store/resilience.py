@@ -28,11 +28,11 @@ class RetryPolicy:
     Source: Brooker 2015, "Exponential Backoff And Jitter", AWS Architecture Blog.
     """
 
-    attempts: int = 6
+    attempts: int = 8
     first_wait: float = 0.1
     """Seconds: the most that the first retry waits."""
     longest_wait: float = 5.0
-    deadline: float = 60.0
+    deadline: float = 30.0
     """Seconds of one operation, all its retries together, beside the time that its bytes need."""
 
     def wait(self, failed: int, timing: Timing) -> float:
