@@ -23,6 +23,8 @@ class LocalDepot(Depot):
     def __init__(self, root: Path, name: str = "local") -> None:
         self.root = root
         self.name = name
+        self._durable = {root}
+        """Directories whose names this process has seen to disk."""
 
     def __str__(self) -> str:
         return str(self.root)
@@ -33,6 +35,8 @@ class LocalDepot(Depot):
         marker = root / "depot.json"
         with machine_errors("create", root):
             if not marker.exists():
+                make_directory(root)
+                fsync_directory(root.parent)
                 for directory in ("objects", "refs", "incoming"):
                     make_directory(root / directory)
                 write_atomically(marker, json.dumps({"format": "bushcraft-depot", "version": VERSION}).encode())
@@ -109,28 +113,50 @@ class LocalDepot(Depot):
                 raise self.missing(name) from None
 
     def holds(self, name: str, size: int) -> bool:
-        """Whether a good copy is there already; a damaged one is not, so that putting it again repairs it."""
+        """Whether a good copy is there already; a damaged one is not, so that putting it again repairs it.
+
+        It is durable then: who wrote it may have been killed before its name was, or still be at it.
+        """
         path = self.path(name)
         with machine_errors("read", path):
-            return path.exists() and path.stat().st_size == size and _hash_file(path) == name
+            if not (path.exists() and path.stat().st_size == size and _hash_file(path) == name):
+                return False
+        with machine_errors("write", path):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            self._make_directory(path.parent)
+            fsync_directory(path.parent)
+        return True
 
     def store_bytes(self, name: str, data: bytes | memoryview) -> None:
         with self.new_file() as new, machine_errors("write", new.path):
             new.write(data)
             new.file.flush()
-            publish_file(new.path, self.path(name))
+            self._publish(new.path, self.path(name))
 
     def store_file(self, name: str, path: Path) -> None:
         target = self.path(name)
         with machine_errors("write", target):
             if path.parent == self.root / "incoming":
-                publish_file(path, target)
+                self._publish(path, target)
                 return
         with self.new_file() as new, machine_errors("write", new.path):
             with path.open("rb") as source:
                 shutil.copyfileobj(source, new.file, READ_BYTES)
             new.file.flush()
-            publish_file(new.path, target)
+            self._publish(new.path, target)
+
+    def _publish(self, temporary: Path, target: Path) -> None:
+        self._make_directory(target.parent)
+        publish_file(temporary, target)
+
+    def _make_directory(self, directory: Path) -> None:
+        """Durably below the root, one that is there too: who made it may have been killed before it synced the name."""
+        if directory not in self._durable or not directory.is_dir():
+            self._make_directory(directory.parent)
+            directory.mkdir(exist_ok=True)
+            fsync_directory(directory.parent)
+            self._durable.add(directory)
 
     def new_file(self) -> IncomingFile:
         incoming = self.root / "incoming"
@@ -157,7 +183,7 @@ class LocalDepot(Depot):
     def add_ref(self, ref: str, number: int, name: str) -> None:
         directory = self.root / ref_path(ref)
         with machine_errors("write", directory):
-            make_directory(directory)
+            self._make_directory(directory)
             (directory / f"{number:08d}-{name}").touch()
             fsync_directory(directory)
 
