@@ -1,0 +1,82 @@
+"""Contenders of `checkpoint.py` that save beside the training: how long a step waits, beside one copy in memory.
+
+A step waits from the call until it may change its weights again. Each save is over before the next contender's turn,
+and each contender has saved before it is measured: memory that it keeps for its copies is there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from checkpoint_save_load import BUFFERED
+from checkpoint_state import empty, take_turns
+from torch import Tensor
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch_checkpointing import CheckpointManager
+from torch_checkpointing.config import AsyncCheckpointSaverConfig
+from torch_checkpointing.staging import CheckpointStagerConfig
+
+
+@dataclass
+class Saving:
+    """A save that has begun."""
+
+    finish: Callable[[], object]
+
+
+def stall_seconds(state: dict[str, Tensor], folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds a step waits for each contender, and for a copy of all tensors into memory that is there."""
+    empty(folder)
+    saving = Saving(lambda: None)
+    copy = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    stager = DefaultStager(
+        StagingOptions(
+            use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
+        )
+    )
+    manager = _manager()
+    number = iter(range(10**6))
+
+    def memcpy() -> None:
+        for name, tensor in copy.items():
+            tensor.copy_(state[name])
+
+    def dcp_async() -> None:
+        saving.finish = dcp.async_save(state, checkpoint_id=folder / f"dcp-{next(number)}", no_dist=True).result
+
+    def dcp_async_staged() -> None:
+        response = dcp.async_save(
+            state, checkpoint_id=folder / f"staged-{next(number)}", async_stager=stager, no_dist=True
+        )
+        saving.finish = response.result
+
+    def torch_checkpointing() -> None:
+        write = manager.save(str(folder / f"manager-{next(number)}"), {"state": state})
+        with manager.lock():  # as its users guard optimizer.step()
+            saving.finish = write.result
+
+    def finish(_: str) -> None:
+        saving.finish()
+        empty(folder)
+
+    contenders = {
+        "memcpy": memcpy,
+        "torch DCP async_save": dcp_async,
+        "torch DCP async_save, memory kept": dcp_async_staged,
+        "torch_checkpointing": torch_checkpointing,
+    }
+    take_turns(contenders, 1, finish)
+    seconds = take_turns(contenders, rounds, finish)
+    finish("")
+    stager.close()
+    manager.close()
+    return seconds
+
+
+def _manager() -> CheckpointManager:
+    """As its documents configure it where there is no CUDA: nothing is pinned."""
+    staging = CheckpointStagerConfig(use_pinned_memory=False, use_non_blocking_copy=False, use_async_staging=True)
+    save = AsyncCheckpointSaverConfig(staging_config=staging)
+    return CheckpointManager(CheckpointManager.Config(save=save, storage_config=BUFFERED))
