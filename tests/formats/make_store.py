@@ -55,7 +55,7 @@ def main() -> None:
     write_manifest(store.depot, DatasetManifest("python", root, "bytes", 257, 0, 2, splits))
     session = open_session(store, load_recipe("smoke", SETTINGS).recipe, print)
     train(session, stdout_console(), StopRequest())
-    session.ledger.close()
+    session.close(ended_well=True)
 
 
 if __name__ == "__main__":

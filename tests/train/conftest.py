@@ -65,7 +65,7 @@ def tiny_session(store: Store, name: str, *settings: str) -> Iterator[Session]:
     try:
         yield session
     finally:
-        session.ledger.close()
+        session.close(ended_well=True)
         torch.set_num_threads(threads)
 
 

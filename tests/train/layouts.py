@@ -47,6 +47,7 @@ COMMON = (
     "model.n_kv_heads=2",
     "model.d_ff=48",
     f"checkpoint.every_sequences={BATCH * STEPS // 2}",
+    "checkpoint.asynchronous=false",
     "evaluate.every_sequences=0",
     "evaluate.heldout_bytes=200",
     "evaluate.sample_prompts=[]",
@@ -186,7 +187,7 @@ def _rank(world: World, root: Path, settings: list[str], kill_at_step: int | Non
     with mock.patch.object(trainer, "_update", update_or_die):
         trainer.train(session, stdout_console(quiet=True), StopRequest())
     digests()
-    session.ledger.close()
+    session.close(ended_well=True)
     leave()
 
 

@@ -108,11 +108,13 @@ def _train(store: "Store", recipe: "Recipe", console: "Console", world: World | 
 
     with StopRequest().on_signals() as stop, joined(world, os.environ):
         session = open_session(store, recipe, lambda text: console.print(text, highlight=False), world)
+        ended_well = False
         try:
             console.print(session.introduction(), highlight=False)
             finished = train_session(session, console, stop) is not None
+            ended_well = True
         finally:
-            session.ledger.close()
+            session.close(ended_well)
     if not finished:
         where = f"position {session.position:,} of {session.record.sequences:,}"
         if session.position == session.record.sequences:

@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from io import BufferedWriter
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,22 @@ from typing import Any
 from bushcraft.errors import RunError, StoreError
 from bushcraft.ledger.events import VERSION, Event, EventType
 from bushcraft.ledger.phases import PhaseClock
-from bushcraft.store.depot import Depot
+from bushcraft.store.depot import Depot, object_name
 from bushcraft.store.durable import machine_errors, make_directory, write_atomically
 
 LOCK_SECONDS = 0.5
 _RESTORE = "Move this run's directory away: the same command restores the ledger from the newest checkpoint"
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """The objects of a seal, the root last."""
+
+    root: str
+    objects: tuple[bytes, ...]
+    segments: tuple[dict[str, Any], ...]
+    n_lines: int
+    """How many lines that had not been sealed are in it."""
 
 
 class Ledger:
@@ -96,21 +108,36 @@ class Ledger:
 
     def seal(self) -> str:
         """Store all lines since the last seal; the object name of the root over all segments."""
+        sealed = self.sealed()
+        for data in sealed.objects:
+            self.depot.put_bytes(data)
+        self.confirm(sealed)
+        return sealed.root
+
+    def sealed(self) -> "Sealed":
+        """What `seal` would store, for somebody else to store; `confirm` it afterwards."""
+        segments = list(self._segments)
+        objects = []
         if self._unsealed:
             with machine_errors("write", self._path):
                 os.fsync(self._file.fileno())
-            segment = self.depot.put_bytes(b"".join(self._unsealed))
-            self._segments.append({"object": segment, "events": len(self._unsealed)})
-            write_atomically(self._path.with_name("seals.json"), json.dumps(self._segments).encode())
-            self._unsealed = []
+            objects.append(b"".join(self._unsealed))
+            segments.append({"object": object_name(objects[0]), "events": len(self._unsealed)})
         root = {
             "format": "bushcraft-ledger",
             "version": VERSION,
             "run": self.run,
             "events": self._n_events,
-            "segments": self._segments,
+            "segments": segments,
         }
-        return self.depot.put_bytes(json.dumps(root, sort_keys=True).encode())
+        objects.append(json.dumps(root, sort_keys=True).encode())
+        return Sealed(object_name(objects[-1]), tuple(objects), tuple(segments), len(self._unsealed))
+
+    def confirm(self, sealed: "Sealed") -> None:
+        """These objects are durable: the next seal begins behind them. Errors: `StoreError`."""
+        self._segments = list(sealed.segments)
+        del self._unsealed[: sealed.n_lines]
+        write_atomically(self._path.with_name("seals.json"), json.dumps(self._segments).encode())
 
     def close(self) -> None:
         """Make the file durable and let another process have the run."""

@@ -3,7 +3,7 @@
 from typing import Any
 
 from bushcraft.ledger.events import Event, EventType
-from bushcraft.ledger.ledger import Ledger
+from bushcraft.ledger.ledger import Ledger, Sealed
 from bushcraft.ledger.phases import PhaseClock
 
 
@@ -31,9 +31,12 @@ class SilentLedger(Ledger):
             data=data,
         )
 
-    def seal(self) -> str:
+    def sealed(self) -> Sealed:
         """Nothing is stored."""
-        return ""
+        return Sealed("", (), (), 0)
+
+    def confirm(self, sealed: Sealed) -> None:
+        """Nothing was stored."""
 
     def close(self) -> None:
         """There is nothing to close."""

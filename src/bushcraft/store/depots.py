@@ -103,7 +103,8 @@ class Depots(Depot):
             try:
                 member.verify(name)
             except StoreError as error:
-                failures.append((member, error))
+                if member in self.members:
+                    failures.append((member, error))
                 continue
             self.background.mend(name, failures)
             return

@@ -14,6 +14,7 @@ import bushcraft
 from bushcraft.checkpoint.code import save_code
 from bushcraft.checkpoint.manifest import CheckpointManifest, read_manifest
 from bushcraft.checkpoint.newest import checkpoints, newest, verify
+from bushcraft.checkpoint.saver import Saver, wait_for_saves
 from bushcraft.checkpoint.weights import check_names, find_checkpoint, load_weights
 from bushcraft.data.manifest import DatasetManifest
 from bushcraft.data.workers import available_cores
@@ -29,6 +30,7 @@ from bushcraft.parallel.parallel_model import ParallelModel
 from bushcraft.parallel.ranks import Ranks, rank_device
 from bushcraft.parallel.world import World
 from bushcraft.store.depot import Depot
+from bushcraft.store.memory import open_memory, read_first
 from bushcraft.store.workspace import Store
 from bushcraft.train.calibrate import sequences_in
 from bushcraft.train.heap import keep_freed_memory
@@ -46,12 +48,13 @@ from bushcraft.train.run_record import (
     present_recipe,
     read_record,
 )
+from bushcraft.train.saving import Saved, Saving
 from bushcraft.train.session import Say, Session
 from bushcraft.train.step_data import StepReader
 
 
 def open_session(store: Store, recipe: Recipe, say: Say, world: World | None = None) -> Session:
-    """The recipe's run, held by this process until `ledger.close`; of a `world` by its first rank for all of them.
+    """The recipe's run, held by this process until `close`; of a `world` by its first rank for all of them.
 
     Errors: `RecipeError`, `DataError`, `RunError`, `CheckpointError`, `StoreError`.
     """
@@ -72,7 +75,7 @@ def open_session(store: Store, recipe: Recipe, say: Say, world: World | None = N
             change = ledger.append("change", position, durable=True, **change_data(recipe, changed))
             ledger.history.append(change)
             say(f"from position {position} on: " + ", ".join(f"{k}: {a} → {b}" for k, (a, b) in changed.items()))
-        return _build(store, ledger, ranks, layout, record, recipe, found)
+        return _build(store, ledger, ranks, layout, record, recipe, found, say)
     except BaseException:
         for ledger in held:
             ledger.close()
@@ -93,6 +96,7 @@ def _take_hold(
     ledger = Ledger.open(store.runs / name, name, store.depot, lambda: _restore_lost_ledger(store, name, say))
     held.append(ledger)
     ledger.clock.enter("init")
+    wait_for_saves(store.runs / name, say)
     if ledger.history:
         record = read_record(ledger.history, name)
         changed_keys(present_recipe(ledger.history, name), recipe)  # refused before anything is read
@@ -111,7 +115,19 @@ def _find_checkpoint(
         share = (ranks.rank, ranks.world_size)
         return ranks.together(lambda: verify(depot, checkpoint, share)[0])[0]
 
-    return newest(store.depot, name, lambda bad, error: _pass_over(ledger, say, bad, error), verified)
+    return newest(_with_memory(store, name), name, lambda bad, error: _pass_over(ledger, say, bad, error), verified)
+
+
+def _with_memory(store: Store, run: str) -> Depot:
+    """The store's depot, behind what the last process of this run has left in this machine's memory."""
+    return read_first(open_memory(store.root, run), store.depot, store.root)
+
+
+def _durable(store: Store, found: tuple[str, CheckpointManifest] | None) -> Saved | None:
+    """The checkpoint as one to build on, if it is not in memory alone."""
+    if found is None or found[0] not in {name for _, name in checkpoints(store.depot, found[1].run)}:
+        return None
+    return Saved(found[0], found[1].position)
 
 
 def _check_compiler(recipe: Recipe) -> None:
@@ -181,6 +197,7 @@ def _build(
     record: RunRecord,
     recipe: Recipe,
     found: tuple[str, CheckpointManifest] | None,
+    say: Say,
 ) -> Session:
     torch.set_num_threads(max(1, record.threads // ranks.local_world_size))
     datasets = open_datasets(store, recipe, record.datasets)
@@ -202,15 +219,20 @@ def _build(
         load_weights(store.depot, record.start_from, first, parallel.weights.parts(), grow_vocabulary=True)
     optimizer = Optimizer(parallel.weights, recipe.optimizer)
     reader = StepReader(recipe, loader, objective, layout, layout.coordinate(ranks.rank), record.receipts)
-    session = Session(store, ledger, ranks, record, recipe, reader, parallel, optimizer)
+    saver = Saver(store, recipe.run.name, ranks.rank, recipe.checkpoint.snapshots)
+    newest_durable = ranks.first(lambda: _durable(store, found))
+    saving = Saving(saver, ranks, ledger, say, recipe.checkpoint.max_age_minutes, newest_durable)
+    session = Session(store, ledger, ranks, record, recipe, reader, parallel, optimizer, saving)
     if found:
         with ledger.clock.phase("load"):
-            ranks.together(lambda: session.restore(*found))
+            memory = _with_memory(store, recipe.run.name)
+            ranks.together(lambda: session.restore(memory, *found))
+    saving.prepare(session.parts())
     ledger.append(
         "start",
         session.position,
         durable=True,
-        checkpoint=session.checkpoint,
+        checkpoint=found[0] if found else None,
         step=session.step,
         ranks=ranks.world_size,
         layout=str(layout),

@@ -157,25 +157,25 @@ class ScheduleConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """How often the run is saved. Nothing that was saved is deleted."""
+    """How often the run is saved, and how. Nothing that was saved is deleted."""
 
-    every_minutes: Positive | None = 10.0
-    """Minutes from one checkpoint to the next: the work that a crash can cost. Or every_sequences."""
+    every_minutes: Positive | None = None
+    """Minutes from one checkpoint to the next: the work that a crash can cost. Without it and every_sequences the
+    interval follows from what a save costs and how often this run has failed (Young 1974; Daly 2006)."""
     every_sequences: Count | None = None
-    """Sequences from one checkpoint to the next. Or every_minutes."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sequences_replace_the_default(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "every_sequences" in values:
-            return {"every_minutes": None, **values}
-        return values
+    """Sequences from one checkpoint to the next, at just these positions. Or every_minutes."""
+    asynchronous: bool = True
+    """Train on while a checkpoint is written: the steps wait only for a copy of the state in memory."""
+    snapshots: Count = 2
+    """Copies of the state in memory, as far as there is memory: the last of them serves a restart on this machine."""
+    max_age_minutes: Positive = 120.0
+    """Saves that fail do not stop the run until the newest durable checkpoint is so old."""
 
     @model_validator(mode="after")
     def _has_one_interval(self) -> Self:
         given = _given(self, CHECKPOINT_INTERVALS)
-        if len(given) != 1:
-            raise ValueError(f"checkpoint needs one of {' and '.join(CHECKPOINT_INTERVALS)}, not {len(given)}")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given: keep one of them")
         return self
 
 

@@ -4,21 +4,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from bushcraft.checkpoint.manifest import CheckpointManifest, write_manifest
-from bushcraft.checkpoint.tensors import load_parts, merge_entries, save_parts
+from bushcraft.checkpoint.manifest import CheckpointManifest
+from bushcraft.checkpoint.tensors import load_parts
 from bushcraft.checkpoint.weights import PREFIX, load_weights
 from bushcraft.data.loader import Loader, SourceData
 from bushcraft.errors import CheckpointError
 from bushcraft.ledger.ledger import Ledger
 from bushcraft.model.transformer import Model
+from bushcraft.parallel.box import Part
 from bushcraft.parallel.parallel_model import ParallelModel
 from bushcraft.parallel.ranks import Ranks
 from bushcraft.parallel.whole_model import whole_model
+from bushcraft.store.depot import Depot
+from bushcraft.store.memory import remove_memory
 from bushcraft.store.workspace import Store
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.receipt import EMPTY
 from bushcraft.train.recipe import Recipe
 from bushcraft.train.run_record import RunRecord
+from bushcraft.train.saving import Saving
 from bushcraft.train.step_data import StepReader
 
 Say = Callable[[str], None]
@@ -39,13 +43,15 @@ class Session:
     reader: StepReader
     parallel: ParallelModel
     optimizer: Optimizer
+    saving: Saving
     position: int = 0
     step: int = 0
     receipt: str = EMPTY
-    checkpoint: str | None = None
-    """Object name of the newest checkpoint's manifest."""
-    saved_at: int | None = None
-    """The position of that checkpoint."""
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Object name of the newest durable checkpoint's manifest."""
+        return self.saving.newest.name if self.saving.newest else None
 
     @property
     def loader(self) -> Loader:
@@ -81,35 +87,30 @@ class Session:
         model = whole_model(self.parallel, self.ranks)
         return self.ranks.first(lambda: work(_there(model)))
 
-    def save(self) -> str:
-        """Write a checkpoint of this position, published when all of it is durable on all ranks; its object name."""
-        parts = {PREFIX + name: part for name, part in self.parallel.weights.parts().items()}
-        parts |= {f"optimizer/{name}": part for name, part in self.optimizer.parts().items()}
-        entries = self.ranks.together(lambda: save_parts(self.store.depot, parts))
+    def parts(self) -> dict[str, Part]:
+        """Everything that a checkpoint holds of this rank."""
+        weights = {PREFIX + name: part for name, part in self.parallel.weights.parts().items()}
+        return weights | {f"optimizer/{name}": part for name, part in self.optimizer.parts().items()}
 
-        def publish() -> str:
-            manifest = CheckpointManifest(
-                run=self.recipe.run.name,
-                position=self.position,
-                step=self.step,
-                receipt=self.receipt,
-                ledger=self.ledger.seal(),
-                recipe=self.recipe.model_dump(mode="json"),
-                datasets=self.record.datasets,
-                code=self.record.code,
-                optimizer=self.optimizer.scalars(),
-                tensors=merge_entries(entries),
-            )
-            return write_manifest(self.store.depot, manifest)
+    def begin_save(self) -> None:
+        """Copy the state of this position; it is written while the steps go on. Errors: `StoreError`."""
+        manifest = CheckpointManifest(
+            run=self.recipe.run.name,
+            position=self.position,
+            step=self.step,
+            receipt=self.receipt,
+            ledger="",
+            recipe=self.recipe.model_dump(mode="json"),
+            datasets=self.record.datasets,
+            code=self.record.code,
+            optimizer=self.optimizer.scalars(),
+            tensors={},
+        )
+        self.saving.begin(manifest, self.parts())
 
-        self.checkpoint = self.ranks.first(publish)
-        self.saved_at = self.position
-        self.ledger.append("checkpoint", self.position, durable=True, manifest=self.checkpoint, step=self.step)
-        return self.checkpoint
-
-    def restore(self, name: str, manifest: CheckpointManifest) -> None:
-        """Go back to a checkpoint of any layout. Errors: `CheckpointError`, `CorruptObjectError`."""
-        load_weights(self.store.depot, name, manifest, self.parallel.weights.parts())
+    def restore(self, depot: Depot, name: str, manifest: CheckpointManifest) -> None:
+        """Go back to a checkpoint of any layout, which `depot` has. Errors: `CheckpointError`, `CorruptObjectError`."""
+        load_weights(depot, name, manifest, self.parallel.weights.parts())
         if manifest.optimizer:
             parts = {f"optimizer/{key}": part for key, part in self.optimizer.prepare(manifest.optimizer).items()}
             if missing := sorted(set(parts) - set(manifest.tensors)):
@@ -118,9 +119,15 @@ class Session:
                     + (f" and {len(missing) - 1} more" if len(missing) > 1 else ""),
                     "Train on from an older checkpoint, or from its weights alone: run.start_from",
                 )
-            load_parts(self.store.depot, manifest.tensors, parts)
+            load_parts(depot, manifest.tensors, parts)
         self.position, self.step, self.receipt = manifest.position, manifest.step, manifest.receipt
-        self.checkpoint, self.saved_at = name, manifest.position
+
+    def close(self, ended_well: bool) -> None:
+        """Let another process have the run; `ended_well`: all of it is durable."""
+        self.saving.close(ended_well)
+        if ended_well and self.ranks.is_first:
+            remove_memory(self.store.root, self.recipe.run.name)
+        self.ledger.close()
 
 
 def _there(model: Model | None) -> Model:

@@ -15,10 +15,11 @@ from bushcraft.model.transformer import Model, build_model
 from bushcraft.objectives.batch import Batch
 from bushcraft.train import receipt as receipts
 from bushcraft.train.ahead import Ahead
+from bushcraft.train.interval import CheckpointDue
 from bushcraft.train.judge import Judgement, judge
 from bushcraft.train.peak import MatmulPeak
 from bushcraft.train.progress import Progress, StepReport
-from bushcraft.train.recipe import CheckpointConfig, Recipe
+from bushcraft.train.recipe import Recipe
 from bushcraft.train.sample import TextModel
 from bushcraft.train.schedule import learning_rate
 from bushcraft.train.session import Session
@@ -37,11 +38,11 @@ def train(session: Session, console: Console, stop: StopRequest) -> Judgement | 
     with Progress(console, peak := MatmulPeak(session.record.precision)) as progress:
         try:
             _train_steps(session, progress, peak, stop)
-            _save(session, progress)
+            _save_now(session, progress)
             found = judge(session, progress, None, stop)
             samples = _samples(session, stop)
         except Stopped:
-            _save(session, progress)
+            _save_now(session, progress)
             session.ledger.append("interrupted", session.position, durable=True)
             return None
     session.ledger.append("finished", session.position, durable=True, checkpoint=session.checkpoint, samples=samples)
@@ -53,12 +54,12 @@ def _train_steps(session: Session, progress: Progress, peak: MatmulPeak, stop: S
     ledger, end, config = session.ledger, session.record.sequences, session.recipe.evaluate
     earlier = receipts.receipts(ledger.history)
     evaluated = _last_evaluation(ledger.history, session.position)
+    checkpoint_due = CheckpointDue(session.recipe.checkpoint, session.position, ledger.history)
     ledger.history.clear()
-    checkpoint_due = _CheckpointDue(session.recipe.checkpoint, session.position)
     ahead = Ahead(session.reader, lambda position: session.loader.order.step(position, end))
     with closing(ahead):
         while True:
-            _stop_together(session, stop)
+            _between_steps(session, stop, checkpoint_due)
             if session.position < end and _crosses(config.every_sequences, evaluated, session.position):
                 found = judge(session, progress, config.heldout_bytes, stop)
                 evaluated = session.position
@@ -72,8 +73,8 @@ def _train_steps(session: Session, progress: Progress, peak: MatmulPeak, stop: S
             if session.ranks.is_first:
                 with ledger.clock.phase("init"):
                     peak.look_again()
-            if data.until < end and session.ranks.first(partial(checkpoint_due.at, data.until)):
-                _save(session, progress)
+            if data.until < end:
+                _save_if_due(session, progress, checkpoint_due)
 
 
 def _last_evaluation(history: list[Event], position: int) -> int:
@@ -81,30 +82,16 @@ def _last_evaluation(history: list[Event], position: int) -> int:
     return max((e.position for e in history if e.type == "evaluation" and e.position <= position), default=0)
 
 
-class _CheckpointDue:
-    """Whether the next checkpoint is due, by the clock or by the position."""
-
-    def __init__(self, config: CheckpointConfig, position: int) -> None:
-        self._config = config
-        self._position = position
-        self._saved = time.monotonic()
-
-    def at(self, position: int) -> bool:
-        """Asked after each step; a yes is a checkpoint."""
-        if self._config.every_sequences:
-            due = _crosses(self._config.every_sequences, self._position, position)
-        else:
-            assert self._config.every_minutes is not None
-            due = time.monotonic() - self._saved >= 60 * self._config.every_minutes
-        self._position = position
-        if due:
-            self._saved = time.monotonic()
-        return due
-
-
-def _stop_together(session: Session, stop: StopRequest) -> None:
-    """Raises `Stopped` on all ranks if somebody asked one of them."""
-    if any(session.ranks.gathered(stop.asked)):
+def _between_steps(session: Session, stop: StopRequest, checkpoint_due: CheckpointDue) -> None:
+    """Go on with the save in hand. Raises `Stopped` on all ranks if somebody asked one of them."""
+    saving = session.saving
+    was_in_hand = saving.in_hand
+    found = session.ranks.gathered((stop.asked, saving.busy(), saving.too_old()))
+    asked, busy, too_old = (any(answers) for answers in zip(*found, strict=True))
+    saving.advance(busy, too_old)
+    if was_in_hand and not saving.in_hand:
+        checkpoint_due.ended(saving.stall, saving.seconds)
+    if asked:
         raise Stopped
 
 
@@ -163,13 +150,37 @@ def _update(session: Session, batches: list[Batch], n_targets: float, rate: floa
     return result
 
 
-def _save(session: Session, progress: Progress) -> None:
-    """Write a checkpoint, unless there is one of this position."""
-    if session.saved_at == session.position:
+def _save_if_due(session: Session, progress: Progress, checkpoint_due: CheckpointDue) -> None:
+    """Begin a save, which goes on beside the steps. One by the clock waits until none is in hand, one at a position
+    has the steps wait."""
+    saving = session.saving
+    if saving.in_hand and not checkpoint_due.by_position:
         return
-    progress.busy(f"step {session.step}: writing a checkpoint")
+    if not session.ranks.first(partial(checkpoint_due.at, session.position)):
+        return
+    _finish_save(session, progress)
     with session.ledger.clock.phase("save"):
-        session.save()
+        session.begin_save()
+    checkpoint_due.begun(session.position)
+    if not session.recipe.checkpoint.asynchronous:
+        _finish_save(session, progress)
+
+
+def _finish_save(session: Session, progress: Progress) -> None:
+    if session.saving.in_hand:
+        progress.busy(f"step {session.step}: writing a checkpoint")
+        with session.ledger.clock.phase("save"):
+            session.saving.finish()
+
+
+def _save_now(session: Session, progress: Progress) -> None:
+    """A durable checkpoint of this position. Errors: what it failed of."""
+    _finish_save(session, progress)
+    if not session.saving.is_durable(session.position):
+        with session.ledger.clock.phase("save"):
+            session.begin_save()
+        _finish_save(session, progress)
+        session.saving.check_durable(session.position)
 
 
 def _check_prompts(session: Session) -> None:

@@ -1,0 +1,200 @@
+"""The saver's process: it hashes, writes and publishes what a rank has copied into shared memory.
+
+It is another process, so that it never holds the trainer's interpreter, and it outlives a trainer that is killed: the
+save in hand is brought to its end. While it has one it holds a lock, for which the next trainer of the run waits.
+
+Its arguments: the descriptor of the connection, the store, the lock, the run.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from bushcraft.checkpoint.manifest import CheckpointManifest, TensorEntry, read_manifest, write_manifest
+from bushcraft.checkpoint.objects import Known, Piece, assemble, known_chunks, write_files
+from bushcraft.errors import BushcraftError, StoreError
+from bushcraft.store.depot import Depot, object_name
+from bushcraft.store.local import LocalDepot
+from bushcraft.store.memory import create_memory, keep_only
+from bushcraft.store.workspace import Store
+
+NICENESS = 5
+"""Training comes first where cores are short."""
+
+
+@dataclass(frozen=True)
+class PublishRequest:
+    """Publish the checkpoint of all ranks. Answered by `Published`."""
+
+    manifest: CheckpointManifest
+    in_memory: CheckpointManifest
+    """The same over the objects of the memory depot."""
+    blobs: tuple[bytes, ...]
+    """What it refers to and is not stored yet: the ledger."""
+    failure: StoreError | None = None
+    """Why not all is durable: then it is published in memory alone."""
+
+
+@dataclass(frozen=True)
+class WriteRequest:
+    """Write a snapshot. Answered by `Written`."""
+
+    paths: tuple[Path, ...]
+    pieces: tuple[Piece, ...]
+    entries: dict[str, TensorEntry]
+    """The tensors, without their chunks."""
+    previous: str | None
+    """The durable checkpoint before, whose chunks need not be written again."""
+    previous_is_last: bool
+    """Whether that is the one that this process wrote last."""
+    alone: PublishRequest | None
+    """Of a single rank: publish at once, with these tensors. Answered by `Published` then."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of a rank's tensors."""
+
+    entries: dict[str, TensorEntry]
+    in_memory: dict[str, TensorEntry]
+    failure: StoreError | None
+    """Why they are not durable."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """The object name of the checkpoint's manifest, or why there is none."""
+
+    name: str | None
+    failure: BushcraftError | None = None
+
+
+def main() -> None:
+    """Serve one trainer until it closes the connection or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which saves before it ends
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(NICENESS)
+    connection = Connection(int(sys.argv[1]))
+    store = Store.open(Path(sys.argv[2]))
+    with Path(sys.argv[3]).open("ab") as lock:
+        server = Server(store, create_memory(store.root, sys.argv[4]))
+        while True:
+            try:
+                request = connection.recv()
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                answer = server.answer(request)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                connection.send(answer)
+            except (EOFError, OSError):
+                return
+
+
+class Server:
+    """Answers requests one after another."""
+
+    def __init__(self, store: Store, memory: LocalDepot | None) -> None:
+        self._depot: Depot = store.depot
+        self._memory = memory
+        self._last: dict[str, TensorEntry] = {}
+
+    def answer(self, request: WriteRequest | PublishRequest) -> Written | Published:
+        """What the request asks for; failures are part of the answer."""
+        if isinstance(request, PublishRequest):
+            return self._publish(request)
+        written = self._write(request)
+        if request.alone is None:
+            return written
+        return self._publish(
+            replace(
+                request.alone,
+                manifest=replace(request.alone.manifest, tensors=written.entries),
+                in_memory=replace(request.alone.in_memory, tensors=written.in_memory),
+                failure=written.failure,
+            )
+        )
+
+    def _write(self, request: WriteRequest) -> Written:
+        files = write_files(self._depot, list(request.paths), request.pieces, self._known_of(request))
+        if self._memory:
+            with contextlib.suppress(OSError, StoreError):  # a restart is slower then
+                for path, file in zip(request.paths, files, strict=True):
+                    _link(path, self._memory, file.whole)
+        failure = next((file.failure for file in files if file.failure), None)
+        entries, in_memory = (assemble(request.entries, files, whole) for whole in (False, True))
+        self._last = entries if failure is None else {}
+        return Written(entries, in_memory, failure)
+
+    def _known_of(self, request: WriteRequest) -> Known:
+        if request.previous is None:
+            return {}
+        if request.previous_is_last and self._last:
+            return known_chunks(self._last)
+        try:
+            return known_chunks(read_manifest(self._depot, request.previous).tensors)
+        except BushcraftError:
+            return {}  # all is written again
+
+    def _publish(self, request: PublishRequest) -> Published:
+        name: str | None = None
+        failure: BushcraftError | None = request.failure
+        if failure is None:
+            try:
+                for blob in request.blobs:
+                    self._depot.put_bytes(blob)
+                name = write_manifest(self._depot, request.manifest)
+            except BushcraftError as error:
+                failure = error
+        self._remember(request, is_durable=name is not None)
+        return Published(name, failure)
+
+    def _remember(self, request: PublishRequest, is_durable: bool) -> None:
+        """Publish in memory what is there; a memory that is full only makes a restart slower."""
+        if self._memory is None:
+            return
+        ref = f"checkpoints/{request.manifest.run}"
+        with contextlib.suppress(BushcraftError):
+            for blob in request.blobs:
+                self._memory.put_bytes(blob)
+            number = max((number for number, _ in self._depot.ref_values(ref)), default=0) + (not is_durable)
+            write_manifest(_Numbered(self._memory.root, number), request.in_memory)
+            needed: set[str] = set()
+            for number, name in self._memory.history(ref):
+                objects = self._objects_of(name)
+                if all(map(self._memory.has, objects)):
+                    needed |= objects | {name}
+                else:
+                    self._memory.remove_ref(ref, number, name)
+            keep_only(self._memory, needed | set(map(object_name, request.blobs)))
+
+    def _objects_of(self, name: str) -> set[str]:
+        """The tensors' objects of a checkpoint in memory."""
+        assert self._memory is not None
+        tensors = read_manifest(self._memory, name).tensors
+        return {chunk.object for entry in tensors.values() for chunk in entry.chunks}
+
+
+class _Numbered(LocalDepot):
+    """Publishes under the number that the checkpoint has, or would have, in the store."""
+
+    def __init__(self, root: Path, number: int) -> None:
+        super().__init__(root, "memory")
+        self._number = number
+
+    def publish(self, ref: str, name: str) -> int:
+        self.add_ref(ref, self._number, name)
+        return self._number
+
+
+def _link(path: Path, memory: LocalDepot, name: str) -> None:
+    """Make the file an object; it is the one no longer that it was when it held another snapshot."""
+    inode, target = path.stat().st_ino, memory.path(name)
+    for other, _ in list(memory.objects()):
+        if memory.path(other).stat().st_ino == inode:
+            memory.remove_object(other)
+    target.parent.mkdir(exist_ok=True)
+    os.link(path, target)

@@ -1,0 +1,89 @@
+"""A run's depot in this machine's memory: read first, it counts for nothing, and it is gone with the machine.
+
+Processes that are restarted find there what was written last, also where the disk or the network fail.
+
+    /dev/shm/bushcraft-UID/STORE/store       the store's path
+    /dev/shm/bushcraft-UID/STORE/RUN/        the depot, and beside its folders `slots` with the copies themselves
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from bushcraft.errors import StoreError
+from bushcraft.store.depot import Depot, object_name
+from bushcraft.store.depots import Depots
+from bushcraft.store.local import LocalDepot
+from bushcraft.store.settings import DepotSettings, StoreSettings
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def memory_root(store: Path, run: str) -> Path:
+    """Where the memory depot of a run lies, whether or not it is there."""
+    return _home() / object_name(str(store.resolve()).encode())[:16] / run
+
+
+def open_memory(store: Path, run: str) -> LocalDepot | None:
+    """The memory depot of a run; None if there is none, or it cannot be used."""
+    root = memory_root(store, run)
+    try:
+        return LocalDepot.open(root, "memory") if _is_ours() and root.is_dir() else None
+    except (StoreError, OSError):
+        return None
+
+
+def create_memory(store: Path, run: str) -> LocalDepot | None:
+    """The memory depot of a run, made if there is none, for this user alone; None if it cannot be made."""
+    root = memory_root(store, run)
+    try:
+        _home().mkdir(mode=0o700, exist_ok=True)
+        if not _is_ours():
+            return None
+        _remove_those_of_lost_stores()
+        root.parent.mkdir(exist_ok=True)
+        (root.parent / "store").write_text(str(store.resolve()))
+        return LocalDepot.create(root, "memory")
+    except (StoreError, OSError):
+        return None
+
+
+def remove_memory(store: Path, run: str) -> None:
+    """Give the memory back: all of it is durable, or is no longer wanted."""
+    shutil.rmtree(memory_root(store, run), ignore_errors=True)
+
+
+def read_first(memory: LocalDepot | None, depot: Depot, root: Path) -> Depot:
+    """The store's depot with a memory depot in front of it, if there is one; `root` is the store's."""
+    if memory is None:
+        return depot
+    if isinstance(depot, Depots):
+        return Depots(depot.members, depot.settings, root, depot.sources, (memory,))
+    settings = StoreSettings(depots=(DepotSettings(name=depot.name, url=str(depot)),))
+    return Depots([depot], settings, root, (), (memory,))
+
+
+def keep_only(memory: LocalDepot, names: set[str]) -> None:
+    """Remove all other objects. Errors: `StoreError`."""
+    for name, _ in list(memory.objects()):
+        if name not in names:
+            memory.remove_object(name)
+
+
+def _home() -> Path:
+    return SHARED_MEMORY / f"bushcraft-{os.getuid()}"
+
+
+def _is_ours() -> bool:
+    """Whether no other user has made the folder before us."""
+    return _home().is_dir() and not _home().is_symlink() and _home().stat().st_uid == os.getuid()
+
+
+def _remove_those_of_lost_stores() -> None:
+    for of_store in _home().iterdir():
+        try:
+            is_lost = not Path((of_store / "store").read_text()).is_dir()
+        except OSError:
+            continue  # another process makes it just now
+        if is_lost:
+            shutil.rmtree(of_store, ignore_errors=True)
