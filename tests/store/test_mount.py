@@ -214,6 +214,12 @@ def test_full_directory_is_no_mount_point(tmp_path: Path) -> None:
         check_mount_point(tmp_path)
 
 
+@needs_fuse
+def test_what_is_mounted_already_is_no_mount_point(mounted: Mounted) -> None:
+    with pytest.raises(StoreError, match="something is mounted"):
+        check_mount_point(mounted.where)
+
+
 def test_machine_without_fuse_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mount_module, "DEVICE", tmp_path / "no-fuse")
     with pytest.raises(StoreError, match="does not let us mount"):

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from fsspec.spec import AbstractBufferedFile, AbstractFileSystem  # type: ignore[import-untyped] # it has no types
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from bushcraft.store.blocks import BlockCache, File
 from bushcraft.store.tree import Directory, Node, find, tree
@@ -21,7 +21,7 @@ CACHE_BYTES = 128 * 1024 * 1024
 """Of blocks: readers of columns ask for a few bytes here and there."""
 
 
-class BushcraftFileSystem(AbstractFileSystem):  # type: ignore[misc] # for the same reason
+class BushcraftFileSystem(AbstractFileSystem):  # type: ignore[misc] # it has no types
     """A store's tree, read-only; every byte is verified.
 
     Errors: FileNotFoundError and its like as from any file system; `BushcraftError` for what is damaged or unreachable.
@@ -106,7 +106,7 @@ class BushcraftFileSystem(AbstractFileSystem):  # type: ignore[misc] # for the s
         return node
 
 
-class BushcraftFile(AbstractBufferedFile):  # type: ignore[misc] # for the same reason
+class BushcraftFile(AbstractBufferedFile):  # type: ignore[misc] # it has no types
     """An open file: it keeps its bytes also when its path gets others."""
 
     def _fetch_range(self, start: int, end: int) -> bytes:

@@ -185,7 +185,9 @@ def check_mount_point(where: Path) -> None:
         raise StoreError(f"this machine does not let us mount: no access to {DEVICE}", "Use `bushcraft store get`")
     try:
         where.mkdir(parents=True, exist_ok=True)
-        if os.path.ismount(where) or any(where.iterdir()):
+        if where.is_mount():
+            raise StoreError(f"something is mounted at {where} already", f"Use it, or end it: fusermount3 -u {where}")
+        if any(where.iterdir()):
             raise StoreError(f"{where} is not empty", "Mount at an empty directory, or at a new one")
     except OSError as error:
         dead = error.errno == errno.ENOTCONN
