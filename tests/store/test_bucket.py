@@ -1,6 +1,7 @@
 """A bucket keeps what a directory keeps: the same layout, the same answers, over S3 of two kinds and in memory."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import shutil
@@ -12,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bushcraft.errors import CorruptObjectError, MissingObjectError, StoreError
 from bushcraft.store.bucket import BucketDepot
+from bushcraft.store.capabilities import Capabilities
 from bushcraft.store.clients import BucketOptions, Place, make_client
 from bushcraft.store.depot import object_name
 from bushcraft.store.local import LocalDepot
@@ -157,6 +161,16 @@ def test_many_threads_share_a_bucket(bucket: BucketDepot) -> None:
     assert len(list(bucket.objects())) == 40
 
 
+def test_the_thread_of_a_bucket_goes_with_it(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    bucket = BucketDepot.create("near", "memory://", tmp_path)
+    (thread,) = [thread for thread in set(threading.enumerate()) - before if thread.name == "bucket"]
+    del bucket
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_a_bucket_and_a_directory_have_the_same_layout(tmp_path: Path) -> None:
     bucket = BucketDepot.create("near", f"file://{tmp_path}/depot", tmp_path / "incoming")
     name = bucket.put_bytes(b"x")
@@ -221,6 +235,27 @@ def test_every_provider_has_its_client() -> None:
     assert {client.prefix for client in clients} == {"p"}
     with pytest.raises(StoreError, match="Account must be specified"):
         make_client(Place.parse("az://c"), BucketOptions())
+
+
+def test_the_bucket_of_a_virtual_host_stands_before_its_name() -> None:
+    given = {"endpoint": "https://s3.host", "virtual_hosted": "true", "credentials": "TEST"}
+    client = make_client(Place.parse("s3://b/p"), BucketOptions.parse(given, "x"))
+    assert client.config["endpoint"] == "https://b.s3.host"  # type: ignore[index, union-attr]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@given(data=st.binary(min_size=1, max_size=300), cut=st.tuples(st.integers(0, 300), st.integers(0, 300)), ranges=...)
+def test_any_range_is_that_of_the_bytes(
+    data: bytes, cut: tuple[int, int], ranges: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    bucket = BucketDepot("near", "memory://", tmp_path_factory.getbasetemp(), {}, Capabilities(range=ranges))
+    name = bucket.put_bytes(data)
+    begin, end = sorted(cut)
+    if end <= len(data) or begin == end:
+        assert bucket.fetch(name, begin, end) == data[begin:end]
+    else:
+        with pytest.raises(CorruptObjectError, match=f"ends at byte {len(data)}"):
+            bucket.fetch(name, begin, end)
 
 
 def test_options_are_read_from_text() -> None:

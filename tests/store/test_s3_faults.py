@@ -83,7 +83,7 @@ def test_an_endpoint_that_answered_nobody_is_left_alone_at_once(proxy: FaultyPro
     for _ in range(10):
         with pytest.raises(UnreachableError, match="asked again in"):
             bucket.read(name)
-    assert time.monotonic() - begun < 0.1
+    assert time.monotonic() - begun < 0.5
     assert len(proxy.requests) == n_requests
 
 
@@ -164,7 +164,7 @@ def test_one_stalled_read_of_many_costs_no_time(proxy: FaultyProxy, bucket: Buck
     proxy.before = Some(1, "GET", proxy.stall)
     begun = time.monotonic()
     assert bucket.fetch(name, 0, 10) == b"0123456789"
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < SOON
     assert bucket.endpoint.budget.hedges == 1
 
 

@@ -148,7 +148,7 @@ class BucketDepot(Depot):
                     raise
                 raise self.short(name, self.endpoint.head(key), end) from None
         if len(data) != end - begin:
-            raise self.short(name, begin + len(data), end)
+            raise self.short(name, begin + len(data) if data else self.size(name), end)
         return data
 
     def fetch_all(self, name: str) -> bytes:

@@ -43,7 +43,7 @@ class BucketOptions:
     account: str = ""
     """Of Azure storage."""
     virtual_hosted: bool = False
-    """The bucket is part of the server's name, not of the path."""
+    """The bucket is put before the server's name, not into the path."""
     allow_http: bool = False
     certificates: str = ""
     """A file of further certificates (PEM) to trust."""
@@ -162,8 +162,9 @@ def _client_options(options: BucketOptions, limit: float) -> Any:
 
 def _s3_config(place: Place, options: BucketOptions) -> Any:
     """What obstore wants to know of an S3 bucket. It holds secrets: it is handed on, and neither kept nor shown."""
+    endpoint = options.endpoint.replace("://", f"://{place.bucket}.", 1) if options.virtual_hosted else options.endpoint
     return _given(
-        endpoint=options.endpoint,
+        endpoint=endpoint,
         region=options.region,
         virtual_hosted_style_request=options.virtual_hosted,
         disable_bulk_delete=True,  # not every provider knows it, and only `gc` deletes

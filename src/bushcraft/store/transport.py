@@ -10,6 +10,7 @@ one would wait for ever. So that is refused.
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -75,6 +76,15 @@ class Transport:
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="bucket", daemon=True).start()
+                self._loop = loop = asyncio.new_event_loop()
+                threading.Thread(target=_run, args=(loop,), name="bucket", daemon=True).start()
+                # The thread goes with its depot, in a process that opens many.
+                weakref.finalize(self, loop.call_soon_threadsafe, loop.stop).atexit = False
             return self._loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
