@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,7 +125,7 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
-@given(sizes=st.lists(st.integers(0, 5000), max_size=60), sample=st.integers(4, 100))
+@given(sizes=st.lists(st.integers(0, 2000), max_size=60), sample=st.integers(4, 20))
 def test_files_stay_within_the_budget_however_small_the_sample(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], sample: int
 ) -> None:
@@ -153,6 +154,17 @@ def test_a_damaged_count_is_counted_anew(cache: Cache, damage: bytes | None) -> 
         usage.write_bytes(damage)
     cache.keep(NAME, 1000, 2000, bytes(1000))
     assert cache.stats().bytes == 2032
+
+
+def test_a_count_that_is_too_high_is_put_right_before_anything_goes(cache: Cache) -> None:
+    for begin in (0, 1000):
+        cache.keep(NAME, begin, begin + 1000, bytes(1000))
+    counts = list(struct.unpack("<256q", (cache.root / "usage").read_bytes()))
+    counts[7] += cache.max_bytes
+    (cache.root / "usage").write_bytes(struct.pack("<256q", *counts))
+    cache.keep(NAME, 2000, 3000, bytes(1000))
+    assert len(entries(cache)) == 3
+    assert cache.stats().bytes == 3 * 1016
 
 
 def test_strange_files_are_evicted_like_others(tmp_path: Path) -> None:
@@ -208,6 +220,20 @@ def test_what_a_killed_process_left_is_removed(cache: Cache) -> None:
     (cache.root / "incoming" / "123-abc").write_bytes(b"half of an ent")
     Cache(cache.root, cache.max_bytes)
     assert not list((cache.root / "incoming").iterdir())
+
+
+def test_an_entry_that_is_being_written_outlives_the_start_of_another_process(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def replace_late(self: Path, target: Path) -> Path:
+        Cache(cache.root, cache.max_bytes)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace_late)
+    cache.keep(NAME, 0, 5, b"hello")
+    assert cache.fetch(NAME, 0, 5) == b"hello"
 
 
 def test_nobody_waits_for_a_process_that_was_stopped_with_the_lock(cache: Cache) -> None:

@@ -30,7 +30,7 @@ from bushcraft.store.local import LocalDepot
 from bushcraft.store.peer_link import WRONG
 from bushcraft.store.peer_listener import PeerListener
 from bushcraft.store.peer_server import PeerServer, server_tls
-from bushcraft.store.peer_wire import Wire
+from bushcraft.store.peer_wire import Wire, WireError
 from bushcraft.store.peers import Peers, client_tls
 from bushcraft.store.rendezvous_hash import BLOCK, by_weight, pieces
 
@@ -192,6 +192,19 @@ def test_single_flight(depot_root: Path, tmp_path: Path) -> None:
         assert depot.asked.wait(60)
         depot.may_go.set()
         assert [read.result() for read in reads] == [DATA[:1000]] * 6
+    assert depot.n_reads == 1
+
+
+def test_what_came_into_the_cache_since_it_was_looked_for_is_not_read_again(depot_root: Path, tmp_path: Path) -> None:
+    class LateCache(Cache):
+        def lend(self, *_: object) -> None:
+            return None
+
+    depot = HeldDepot(depot_root)
+    depot.may_go.set()
+    with PeerServer(depot, "127.0.0.1:0", TOKEN, LateCache(tmp_path / "cache", 2**20)) as server:
+        for _ in range(2):
+            assert peers_of(server.address).fetch(NAME, 0, 1000) == DATA[:1000]
     assert depot.n_reads == 1
 
 
@@ -361,6 +374,7 @@ def answering(answer: bytes) -> Callable[[Wire], None]:
         dripping,
         truncating,
         answering(b"HTTP/1.1 206 Partial Content\r\nContent-Length: 5\r\n\r\nshort"),
+        answering(f"HTTP/1.1 206 Partial Content\r\nContent-Length: {BLOCK + 5}\r\n\r\n".encode() + bytes(BLOCK + 5)),
         answering(b"HTTP/1.1 206 Partial Content\r\n\r\n"),
         answering(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n"),
         answering(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: /\r\n\r\n"),
@@ -368,7 +382,18 @@ def answering(answer: bytes) -> Callable[[Wire], None]:
         answering(b"x" * 100_000),
         lambda _: None,
     ],
-    ids=["dripping", "truncating", "short", "no-length", "200", "redirect", "no-http", "endless-head", "closing"],
+    ids=[
+        "dripping",
+        "truncating",
+        "short",
+        "long",
+        "no-length",
+        "200",
+        "redirect",
+        "no-http",
+        "endless-head",
+        "closing",
+    ],
 )
 def test_a_peer_that_does_not_keep_to_the_protocol_costs_time_only(
     depot_root: Path, serve: Callable[[Wire], None]
@@ -494,9 +519,12 @@ def test_head_gives_the_size(depot_root: Path) -> None:
     assert answer == f"HTTP/1.1 200 OK\r\nContent-Length: {len(DATA)}\r\n\r\n".encode()
 
 
-def test_a_head_without_end_is_cut(depot_root: Path) -> None:
-    with PeerServer(LocalDepot(depot_root), "127.0.0.1:0", TOKEN) as server:
-        assert exchanged(server.address, b"GET " + b"x" * 100_000) == b""
+def test_a_head_without_end_is_cut_before_it_fills_the_memory() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"GET " + b"x" * 50_000)
+        with pytest.raises(WireError, match="too long"):
+            Wire(ours).receive_head(time.monotonic() + 5)
 
 
 def test_more_connections_than_places_are_refused() -> None:
