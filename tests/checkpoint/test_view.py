@@ -119,6 +119,16 @@ def cut(shape: tuple[int, ...], cuts: list[list[int]]) -> list[Box]:
     return boxes
 
 
+def test_every_tensor_is_aligned_to_its_elements(depot: LocalDepot) -> None:
+    """A reader may use the mapped bytes as they are."""
+    tensors = {"model/a": torch.ones(3, dtype=torch.uint8), "model/b": torch.ones(3).half(), "model/c": torch.ones(3)}
+    file = file_at_manifest(depot, publish(depot, save_tensors(depot, tensors)))
+    n_bytes = int.from_bytes(file.read(0, 8), "little")
+    header = json.loads(file.read(8, 8 + n_bytes))
+    begins = {name: 8 + n_bytes + header[name]["data_offsets"][0] for name in "abc"}
+    assert (begins["b"] % 2, begins["c"] % 4) == (0, 0)
+
+
 def entry_of(depot: LocalDepot, whole: Tensor, boxes: list[Box]) -> TensorEntry:
     """The tensor as ranks that hold these boxes store it."""
     shape = tuple(whole.shape)

@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 
 from bushcraft.errors import CorruptObjectError
 from bushcraft.store.blocks import BLOCK_BYTES, BlockCache, BytesFile, File, ObjectFile
+from bushcraft.store.depots import Depots
 from bushcraft.store.folder import put_folder
+from bushcraft.store.folder_get import get_object
+from bushcraft.store.folder_manifest import find_folder
 from bushcraft.store.local import LocalDepot
+from bushcraft.store.settings import DepotSettings, StoreSettings
 from bushcraft.store.tree import Directory, Fixed, Node, Remembered, find, references, tree
 
 LARGE = bytes(range(256)) * (2 * BLOCK_BYTES // 256) + b"end"
@@ -101,6 +105,22 @@ def test_damage_after_an_object_was_verified_is_noticed_too(depot: LocalDepot) -
     depot.path(file.identity).write_bytes(b"?" + LARGE[1:])
     with pytest.raises(CorruptObjectError):
         file.read(0, 4)
+
+
+@pytest.mark.parametrize("place", ["objects", "folders"])
+def test_damage_in_one_depot_is_read_from_another(tmp_path: Path, place: str) -> None:
+    members = [LocalDepot.create(tmp_path / name, name) for name in "ab"]
+    known = tuple(DepotSettings(name=name, url=str(tmp_path / name), provider=name) for name in "ab")
+    depots = Depots(members, StoreSettings(copies=2, off_provider=1, depots=known), tmp_path)
+    (tmp_path / "large.bin").write_bytes(LARGE)
+    put_folder(depots, "f", tmp_path / "large.bin")
+    _, manifest = find_folder(depots, "f")
+    name = manifest.files[0].object
+    members[0].path(name).write_bytes(LARGE[:-1] + b"?")
+    path = f"objects/{name}" if place == "objects" else "folders/f/large.bin"
+    assert file_at(tree(depots), path).read(0, len(LARGE)) == LARGE
+    get_object(depots, name, tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == LARGE
 
 
 class CountedFile(BytesFile):
