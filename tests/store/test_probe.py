@@ -99,6 +99,7 @@ def test_what_a_server_lacks_is_found(proxy: FaultyProxy, tmp_path: Path) -> Non
 def test_clock_of_the_server_is_compared_with_ours(tmp_path: Path) -> None:
     depot = BucketDepot.create("near", "memory://", tmp_path)
     assert abs(probe(depot, lambda: time.time() - 3600).clock_skew_seconds - 3600) < 2
+    assert list(depot.endpoint.pages("probe")) == [], "it cleaned up after itself"
 
 
 def test_without_boto3_it_says_what_to_install(moto: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

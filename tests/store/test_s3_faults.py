@@ -1,5 +1,6 @@
 """What servers do wrong, over real HTTP: reads stay right or fail soon, writes go on or say why."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -217,6 +218,32 @@ def test_bytes_that_arrived_wrong_are_sent_again(proxy: FaultyProxy, bucket: Buc
     proxy.before = lambda exchange: wrong(exchange) if exchange.method == "PUT" else None
     with pytest.raises(StoreError, match="not those that were sent"):
         bucket.put_bytes(b"other bytes")
+
+
+def test_parts_that_are_refused_or_cut_are_sent_again_for_themselves(proxy: FaultyProxy, bucket: BucketDepot) -> None:
+    cuts = [1]
+
+    def cut(exchange: Exchange) -> bool:
+        hit = exchange.method == "PUT" and "partNumber=2" in exchange.path and cuts[0] > 0
+        cuts[0] -= hit
+        return hit
+
+    proxy.before, proxy.cut = Some(1, "PUT", Exchange.refuse, 503, "SlowDown"), cut
+    name = bucket.put_bytes(os.urandom(40 << 20))
+    bucket.verify(name)
+    assert proxy.count("PUT", "partNumber") == 3 + 2
+    assert proxy.count("POST", "uploads") == 1
+
+
+def test_a_large_object_that_arrived_short_is_noticed(proxy: FaultyProxy, bucket: BucketDepot) -> None:
+    def shorten(exchange: Exchange) -> None:
+        if "partNumber=2" in exchange.path:
+            exchange.body = exchange.body[:1000]
+            exchange.headers = {k: v for k, v in exchange.headers.items() if k.lower() != "content-length"}
+
+    proxy.before = shorten
+    with pytest.raises(StoreError, match=f"{(16 << 20) + 1000} bytes instead of {20 << 20}"):
+        bucket.put_bytes(os.urandom(20 << 20))
 
 
 def test_an_etag_that_is_no_md5_is_no_damage(proxy: FaultyProxy, bucket: BucketDepot) -> None:
