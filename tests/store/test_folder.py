@@ -75,6 +75,29 @@ def test_same_files_are_the_same_folder(depot: LocalDepot, folder: Path) -> None
     assert put_folder(depot, "f", folder) == put_folder(depot, "g", folder)
 
 
+def test_unchanged_files_are_not_written_again(
+    depot: LocalDepot, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_folder(depot, "f", folder)
+    (folder / "large.bin").chmod(0o755)
+    (folder / "run.sh").write_text("#!/bin/ls\n")  # as long as before
+    written: list[int] = []
+    put_file = LocalDepot.put_file
+    monkeypatch.setattr(LocalDepot, "put_file", lambda self, new: (written.append(new.size), put_file(self, new))[1])
+    put_folder(depot, "f", folder)
+    assert written == [len("#!/bin/ls\n")]
+    get_folder(depot, "f", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(folder)
+
+
+def test_putting_a_folder_again_repairs_its_objects(depot: LocalDepot, folder: Path, tmp_path: Path) -> None:
+    _, manifest = find_folder(depot, put_folder(depot, "f", folder))
+    depot.path(next(file.object for file in manifest.files if file.path == "large.bin")).write_bytes(LARGE[:-1] + b"?")
+    put_folder(depot, "f", folder)
+    get_folder(depot, "f", tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(folder)
+
+
 def test_manifest_has_a_checksum_of_each_block(depot: LocalDepot, folder: Path) -> None:
     document = json.loads(depot.read(put_folder(depot, "f", folder)))
     assert (document["format"], document["version"]) == ("bushcraft-folder", 1)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Literal
 
 import xxhash
+from blake3 import blake3
 
 from bushcraft.errors import StoreError
 from bushcraft.store.blocks import BLOCK_BYTES
 from bushcraft.store.depot import Depot, ref_path
 from bushcraft.store.durable import machine_errors
-from bushcraft.store.folder_manifest import FolderFile, FolderManifest, write_folder
+from bushcraft.store.folder_manifest import FolderFile, FolderManifest, read_folder, write_folder
 
 Progress = Callable[[int, int], None]
 """Bytes done, bytes in all."""
@@ -37,9 +38,11 @@ def put_folder(
     """
     ref_path(f"folders/{name}")
     found = _scan(folder, follow_links)
+    before = _newest_files(depot, name)
     done, total, files = 0, sum(file.size for file in found.files), []
     for file in found.files:
-        files.append(_put_file(depot, file, partial(_report, progress, done, total)))
+        report = partial(_report, progress, done, total)
+        files.append(_unchanged(depot, file, before.get(file.path), report) or _put_file(depot, file, report))
         done += file.size
     if (changed := found.difference(_scan(folder, follow_links))) is not None:
         raise _changed(folder / changed)
@@ -115,24 +118,53 @@ def _found(place: Path, path: str, follow_links: bool) -> _Found:
     return _Found(place, path, about.st_size, 0o755 if about.st_mode & 0o111 else 0o644, stamp)
 
 
-def _put_file(depot: Depot, file: _Found, progress: Callable[[int], None]) -> FolderFile:
-    checksums, n_bytes = [], 0
+def _newest_files(depot: Depot, name: str) -> dict[str, FolderFile]:
+    """Those of the version before, by their paths; none if it cannot be read."""
+    manifest = depot.latest(f"folders/{name}")
+    try:
+        return {file.path: file for file in read_folder(depot, manifest).files} if manifest else {}
+    except StoreError:
+        return {}
+
+
+def _unchanged(
+    depot: Depot, file: _Found, before: FolderFile | None, report: Callable[[int], None]
+) -> FolderFile | None:
+    """What the version before has, if the bytes are the same and lie there well: nothing is written then."""
+    if before is None or before.size != file.size:
+        return None
+    hasher = blake3()
+    for block in _blocks(file, report):
+        hasher.update(block)
+    same = hasher.hexdigest() == before.object and depot.holds(before.object, before.size)
+    return before.model_copy(update={"mode": file.mode}) if same else None
+
+
+def _put_file(depot: Depot, file: _Found, report: Callable[[int], None]) -> FolderFile:
+    checksums = []
     with depot.new_file() as new:
-        with _reading(file.place):
-            source = file.place.open("rb")
-        with source:
-            while block := _next_block(file.place, source.fileno()):
-                checksums.append(xxhash.xxh3_128_hexdigest(block))
-                with machine_errors("write", new.path):
-                    new.write(block)
-                n_bytes += len(block)
-                if n_bytes > file.size:
-                    raise _changed(file.place)
-                progress(n_bytes)
-        if n_bytes < file.size:
-            raise _changed(file.place)
+        for block in _blocks(file, report):
+            checksums.append(xxhash.xxh3_128_hexdigest(block))
+            with machine_errors("write", new.path):
+                new.write(block)
         name = depot.put_file(new)
     return FolderFile(path=file.path, size=file.size, object=name, mode=file.mode, chunks=tuple(checksums))
+
+
+def _blocks(file: _Found, report: Callable[[int], None]) -> Iterator[bytes]:
+    """All bytes of it. Errors: `StoreError` if they are more or fewer than they were."""
+    n_bytes = 0
+    with _reading(file.place):
+        source = file.place.open("rb")
+    with source:
+        while block := _next_block(file.place, source.fileno()):
+            n_bytes += len(block)
+            if n_bytes > file.size:
+                break
+            yield block
+            report(n_bytes)
+    if n_bytes != file.size:
+        raise _changed(file.place)
 
 
 def _next_block(place: Path, descriptor: int) -> bytes:
