@@ -208,6 +208,24 @@ def test_a_stale_listing_does_not_lose_what_this_process_published(proxy: Faulty
     assert bucket.latest("run") == names[0]
 
 
+def test_a_listing_that_breaks_off_goes_on_where_it_was(
+    proxy: FaultyProxy, bucket: BucketDepot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = sorted(bucket.put_bytes(bytes([i])) for i in range(35))
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
+    monkeypatch.setattr("bushcraft.store.endpoint.PAGE", 10)
+    failed: set[str] = set()
+
+    def each_once(exchange: Exchange) -> None:
+        if "list-type" in exchange.path and exchange.path not in failed:
+            failed.add(exchange.path)
+            exchange.refuse(500, "InternalError")
+
+    proxy.before = each_once
+    assert [name for name, _ in bucket.objects()] == names
+    assert any("start-after" in path for path in failed)
+
+
 def test_bytes_that_arrived_wrong_are_sent_again(proxy: FaultyProxy, bucket: BucketDepot) -> None:
     def wrong(exchange: Exchange) -> None:
         exchange.body = exchange.body[:-1] + b"!"
