@@ -110,7 +110,7 @@ def test_status_of_a_single_depot(root: Path) -> None:
     found = output("status")
     assert [(d["name"], d["objects"], d["bytes"], d["exact"]) for d in found["depots"]] == [("local", 1, 7, True)]
     assert found["policy"]["kept"]
-    assert "policy: 1 copies" in run("status").output
+    assert "policy: copies 1" in run("status").output
 
 
 def test_status_shows_lag_and_what_is_below_the_policy(store: Store) -> None:
@@ -121,7 +121,7 @@ def test_status_shows_lag_and_what_is_below_the_policy(store: Store) -> None:
     assert [d["lag"]["objects"] for d in found["depots"]] == [0, 1, 0]
     assert found["policy"]["below_policy"] == 1
     text = run("status").output
-    assert "1 objects, 7 B, 0 references" in text
+    assert "1 object, 7 B, 0 references" in text
     assert "not kept by 1 (of 31 objects" in text
 
 
@@ -208,9 +208,9 @@ def test_replicate_ends_in_1_while_a_depot_is_behind(store: Store) -> None:
 def test_gc_marks_first_and_deletes_only_later() -> None:
     assert output("gc", "--dry-run")["unreachable"] == 27
     assert "a dry run" in run("gc", "--dry-run").output
-    assert "27 objects are marked" in run("gc").output
+    assert "marked: 27 objects" in run("gc").output
     assert output("gc", "--sweep")["deleted"] == 0
-    assert "0 objects were deleted" in run("gc", "--sweep").output
+    assert "deleted: 0 objects" in run("gc", "--sweep").output
 
 
 def test_gc_deletes_what_was_marked_before_the_grace(root: Path) -> None:

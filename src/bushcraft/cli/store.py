@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bushcraft.cli import store_copies, store_nodes, store_verify
+from bushcraft.cli import store_copies, store_files, store_nodes, store_verify
 from bushcraft.cli.options import JsonOption, StoreOption, print_json, print_table
-from bushcraft.cli.store_options import duration, open_depots, pairs, size
+from bushcraft.cli.store_options import counted, duration, open_depots, pairs, size
 from bushcraft.errors import StoreError
 from bushcraft.store.initialise import OptionValue
 from bushcraft.store.workspace import default_store
@@ -84,18 +84,15 @@ def _row(depot: Any) -> list[str]:
     about = "≈ " if depot.size and not depot.size.exact else ""
     objects, n_bytes = (f"{about}{depot.size.objects:,}", about + size(depot.size.bytes)) if depot.size else ("?", "?")
     lag = depot.lag
-    behind = (
-        f"{lag.objects:,} objects, {size(lag.bytes)}, {lag.refs:,} references, {duration(lag.seconds)}"
-        if lag.objects or lag.refs
-        else "nothing"
-    )
+    parts = [counted(lag.objects, "object"), size(lag.bytes), counted(lag.refs, "reference"), duration(lag.seconds)]
+    behind = ", ".join(parts) if lag.objects or lag.refs else "nothing"
     references = f"{len(depot.refs)} ({depot.refs_behind} behind)" if depot.refs_behind else str(len(depot.refs))
     place = f"{depot.place}: {depot.error}" if depot.error else depot.place
     return [depot.name, depot.provider, objects, n_bytes, behind, references, str(depot.repairs), place]
 
 
 def _policy(copies: int, off_provider: int, sampled: int, below: int) -> str:
-    policy = f"policy: {copies} copies, {off_provider} off-provider"
+    policy = f"policy: copies {copies}, off-provider {off_provider}"
     if not sampled:
         return f"{policy}; nothing is stored yet"
     kept = "kept" if not below else f"not kept by {below}"
@@ -123,6 +120,7 @@ def _value(text: str) -> OptionValue:
         return text
 
 
+store_files.register(app)
 store_verify.register(app)
 store_copies.register(app)
 store_nodes.register(app)

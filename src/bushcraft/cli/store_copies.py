@@ -2,12 +2,12 @@
 
 import time
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bushcraft.cli.options import JsonOption, StoreOption, print_json, print_table
-from bushcraft.cli.store_options import bar, duration, know_links, open_depots, size
+from bushcraft.cli.store_options import bar, counted, duration, know_links, open_depots, size
 from bushcraft.store.depots import Depots
 
 _WATCH_SECONDS = 5.0
@@ -75,7 +75,7 @@ def gc(
     root, depots = open_depots(store)
     know_links()
     plan = collector.plan(root, depots, time.time())
-    about: dict[str, object] = {
+    about: dict[str, Any] = {
         "kept": len(plan.kept),
         "unreachable": len(plan.tombstones),
         "unreachable_bytes": plan.bytes,
@@ -106,12 +106,11 @@ def gc(
     return print(_outcome(depots, sweep, dry_run, about))
 
 
-def _outcome(depots: Depots, sweep: bool, dry_run: bool, about: dict[str, object]) -> str:
+def _outcome(depots: Depots, sweep: bool, dry_run: bool, about: dict[str, Any]) -> str:
     if dry_run:
         return "nothing was deleted or marked: this was a dry run"
     if sweep:
-        return f"{about['deleted']:,} objects were deleted"
+        return f"deleted: {counted(about['deleted'], 'object')}"
     days = depots.settings.gc.grace_days
-    return (
-        f"{about['unreachable']:,} objects are marked; `bushcraft store gc --sweep` may delete them after {days:g} days"
-    )
+    marked = counted(about["unreachable"], "object")
+    return f"marked: {marked}; `bushcraft store gc --sweep` may delete them after {days:g} days"

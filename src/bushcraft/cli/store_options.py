@@ -39,6 +39,11 @@ def size(n_bytes: float) -> str:
     raise AssertionError
 
 
+def counted(n: int, what: str) -> str:
+    """As 1 object, 2,000 objects."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """As 40 s, 12 min, 5 h, 3 d."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):

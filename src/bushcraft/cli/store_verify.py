@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bushcraft.cli.options import JsonOption, StoreOption, print_json, print_table
-from bushcraft.cli.store_options import bar, know_links, open_depots, size
+from bushcraft.cli.store_options import bar, counted, know_links, open_depots, size
 from bushcraft.errors import StoreError
 from bushcraft.store.depot import OBJECT_NAME
 from bushcraft.store.depots import Depots
@@ -63,7 +63,7 @@ def scrub_(
     _print_report(report, json, columns, "lost or not repaired")
     if not json:
         where = "all objects were looked at" if report.finished else "the budget is spent; the next scrub goes on"
-        print(f"{report.damages} damages, {sum(d.repaired for d in report.depots)} repaired; {where}")
+        print(f"{counted(report.damages, 'damage')}, {sum(d.repaired for d in report.depots)} repaired; {where}")
     raise typer.Exit(0 if report.is_well else 1)
 
 
@@ -88,8 +88,8 @@ def drill_(
         if report.losses:
             rows = [[loss.reference, loss.object, loss.why] for loss in report.losses[:_SHOWN]]
             print_table(["reference", "object", "why it would be lost"], rows)
-        read = f"{report.verified:,} of {report.objects:,} objects, {size(report.bytes)}, read without {lose}"
-        print(f"{report.references:,} references: {read}: {len(report.losses) or 'nothing'} would be lost")
+        read = f"{report.verified:,} of {counted(report.objects, 'object')}, {size(report.bytes)}, read without {lose}"
+        print(f"{counted(report.references, 'reference')}: {read}: {len(report.losses) or 'nothing'} would be lost")
     raise typer.Exit(1 if report.losses else 0)
 
 
