@@ -199,7 +199,7 @@ class PeerServer:
         with self._lock:
             self.stats.origin_reads += 1
             self.stats.origin_bytes += len(data)
-        if self._cache:
+        if self._cache:  # unverified: a reader that finds it wrong says so, and it is forgotten
             self._cache.keep(name, begin, end, data)
         return data
 
