@@ -29,7 +29,7 @@ from bushcraft.store.depot import object_name
 from bushcraft.store.local import LocalDepot
 from bushcraft.store.peer_link import WRONG
 from bushcraft.store.peer_listener import PeerListener
-from bushcraft.store.peer_server import PeerServer, server_tls
+from bushcraft.store.peer_server import PeerServer, serve, server_tls
 from bushcraft.store.peer_wire import Wire, WireError
 from bushcraft.store.peers import Peers, client_tls
 from bushcraft.store.rendezvous_hash import BLOCK, by_weight, pieces
@@ -298,6 +298,19 @@ def test_a_certificate_that_cannot_be_used_is_named(tmp_path: Path, content: byt
     for use in (server_tls, client_tls):
         with pytest.raises(StoreError, match=r"certificate\.pem"):
             use(path)
+
+
+def test_the_agent_serves_until_it_is_terminated(depot_root: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    agent = multiprocessing.get_context("spawn").Process(target=serve, args=(LocalDepot(depot_root), address, TOKEN))
+    agent.start()
+    while agent.is_alive() and peers_of(address).fetch(NAME, 0, 10) is None:
+        pass
+    assert peers_of(address).fetch(NAME, 0, 10) == DATA[:10]
+    agent.terminate()
+    agent.join(60)
+    assert agent.exitcode == 0
 
 
 # Bad peers
