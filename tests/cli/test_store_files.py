@@ -1,6 +1,7 @@
 """`bushcraft store put|get|ls|mount`: what they say, and that bad input is one line."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bushcraft.errors import StoreError
 from bushcraft.store.folder_manifest import find_folder
 from bushcraft.store.local import LocalDepot
 from bushcraft.store.workspace import Store
+from tests.store.mounted import needs_fuse
 
 APP = typer.Typer(pretty_exceptions_enable=False)
 register(APP)
@@ -84,3 +86,16 @@ def test_damage_is_listed_and_ends_with_exit_code_1(store: Store, depot: LocalDe
     listed = run(store, "ls", "checkpoints/r")
     assert listed.exit_code == 1
     assert f"object {checkpoint} is not a checkpoint" in listed.stdout
+
+
+@needs_fuse
+def test_mount_serves_in_the_background_until_it_is_unmounted(store: Store, folder: Path, tmp_path: Path) -> None:
+    run(store, "put", folder, "f")
+    where = tmp_path / "mnt"
+    assert f"fusermount3 -u {where}" in run(store, "mount", where).stdout
+    try:
+        assert (where / "folders" / "f" / "sub" / "a").read_text() == "text"
+    finally:
+        subprocess.run(["fusermount3", "-u", where], check=True)
+    assert not where.is_mount()
+    assert (store.root / "mount.log").read_text() == ""
