@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write: on the disk that is measured")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    sizes = shapes(2, WIDTH // 2) if options.quick else shapes(N_LAYERS, WIDTH)
+    sizes = shapes(3 if options.quick else N_LAYERS, WIDTH)
     state = filled(sizes)
     rounds = 3 if options.quick else 7
     folder = Path(tempfile.mkdtemp(prefix="bushcraft-checkpoint-", dir=options.folder))
@@ -81,13 +81,14 @@ def reshard_rows(sizes: dict[str, tuple[int, ...]], seconds: Seconds) -> list[Ro
 
 
 def stall_rows(size: int, seconds: Seconds) -> list[Row]:
-    """How long a step waits for a save, in copies of the state in memory."""
+    """How long a step waits for a save, in copies of the state in memory, beside each peer."""
     copy = statistics.median(seconds["memcpy"])
+    waits = {who: statistics.median(times) / copy for who, times in seconds.items()}
+    what = f"a step's wait for an asynchronous save of {gib(size)}, in memcpys of it ({copy:.3f} s)"
     return [
-        share(f"a step's wait for an asynchronous save of {gib(size)} by {who}, ÷ one memcpy ({copy:.3f} s)", ratio)
+        row(what, "×", waits["bushcraft"], peer=waits[who], peer_name=who, limit=1, at_most=1.2)
         for who in others(seconds)
         if who != "memcpy"
-        for ratio in [statistics.median(seconds[who]) / copy]
     ]
 
 

@@ -18,6 +18,14 @@ from torch_checkpointing import CheckpointManager
 from torch_checkpointing.config import AsyncCheckpointSaverConfig
 from torch_checkpointing.staging import CheckpointStagerConfig
 
+from bushcraft.checkpoint.saver import Saver
+from bushcraft.checkpoint.saver_process import Written
+from bushcraft.parallel.box import Part
+from bushcraft.store.workspace import Store
+
+PATIENCE = 600.0
+"""Seconds for a save to end."""
+
 
 @dataclass
 class Saving:
@@ -37,11 +45,25 @@ def stall_seconds(state: dict[str, Tensor], folder: Path, rounds: int) -> dict[s
         )
     )
     manager = _manager()
+    store = Store.create(folder.parent / "stall-store")
+    (store.runs / "benchmark").mkdir()  # where the saver keeps its lock
+    saver = Saver(store, "benchmark", rank=0, n_snapshots=1)
+    parts = {name: Part.whole(tensor) for name, tensor in state.items()}
+    saver.prepare(parts)
     number = iter(range(10**6))
 
     def memcpy() -> None:
         for name, tensor in copy.items():
             tensor.copy_(state[name])
+
+    def ours() -> None:
+        saver.begin(parts, previous=None)
+        saving.finish = finish_ours
+
+    def finish_ours() -> None:
+        outcome = saver.outcome(PATIENCE)
+        assert isinstance(outcome, Written)
+        assert outcome.failure is None
 
     def dcp_async() -> None:
         saving.finish = dcp.async_save(state, checkpoint_id=folder / f"dcp-{next(number)}", no_dist=True).result
@@ -63,6 +85,7 @@ def stall_seconds(state: dict[str, Tensor], folder: Path, rounds: int) -> dict[s
 
     contenders = {
         "memcpy": memcpy,
+        "bushcraft": ours,
         "torch DCP async_save": dcp_async,
         "torch DCP async_save, memory kept": dcp_async_staged,
         "torch_checkpointing": torch_checkpointing,
@@ -70,6 +93,8 @@ def stall_seconds(state: dict[str, Tensor], folder: Path, rounds: int) -> dict[s
     take_turns(contenders, 1, finish)
     seconds = take_turns(contenders, rounds, finish)
     finish("")
+    saver.close()
+    saver.release()
     stager.close()
     manager.close()
     return seconds
