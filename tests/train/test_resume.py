@@ -35,7 +35,7 @@ def test_run_killed_at_random_durable_operations_ends_bit_identical(
     name, rng = f"killed-{seed}", random.Random(seed)
     operations = len(events_of(text_store, reference))
     codes = [
-        train_and_kill(text_store, name, rng.randint(3, 2 * operations), rng.choice(["before", "after"]))
+        train_and_kill(text_store, name, rng.randint(3, 6 * operations), rng.choice(["before", "after"]))
         for _ in range(2)
     ]
     assert -signal.SIGKILL in codes
@@ -69,7 +69,7 @@ def test_ctrl_c_writes_a_checkpoint_and_the_same_command_goes_on(text_store: Sto
 
 @pytest.mark.slow
 def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(text_store: Store, reference: str) -> None:
-    assert train_and_kill(text_store, "damaged", 56, "before") == -signal.SIGKILL
+    assert train_and_kill(text_store, "damaged", 110, "before") == -signal.SIGKILL
     saved = checkpoints(text_store.depot, "damaged")
     manifest = read_manifest(text_store.depot, saved[0][1])
     tensor = manifest.tensors["model/norm.weight"].chunks[0]
@@ -89,7 +89,7 @@ def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(text_s
 def test_a_checkpoint_that_is_damaged_on_the_disk_is_read_from_memory_and_mended(
     text_store: Store, reference: str
 ) -> None:
-    assert train_and_kill(text_store, "remembered", 56, "before") == -signal.SIGKILL
+    assert train_and_kill(text_store, "remembered", 75, "before") == -signal.SIGKILL
     (_, name), *_ = checkpoints(text_store.depot, "remembered")
     manifest = read_manifest(text_store.depot, name)
     for lost in {chunk.object for entry in manifest.tensors.values() for chunk in entry.chunks}:
@@ -102,7 +102,7 @@ def test_a_checkpoint_that_is_damaged_on_the_disk_is_read_from_memory_and_mended
 
 @pytest.mark.slow
 def test_lost_run_directory_is_restored_from_the_depot(text_store: Store, reference: str) -> None:
-    assert train_and_kill(text_store, "lost", 56, "before") == -signal.SIGKILL
+    assert train_and_kill(text_store, "lost", 75, "before") == -signal.SIGKILL
     directory = text_store.runs / "lost"
     for file in directory.iterdir():
         file.unlink()
