@@ -11,11 +11,14 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from bushcraft.cli import checkpoint_show
 from bushcraft.cli.options import JsonOption, StoreOption, open_store, print_json, print_table
 from bushcraft.errors import BushcraftError, CheckpointError
 from bushcraft.store.workspace import Store, default_store
 
-app = typer.Typer(help="List, verify, export and import checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="List, show, compare, verify, export and import checkpoints.", no_args_is_help=True)
+app.command()(checkpoint_show.show)
+app.command()(checkpoint_show.diff)
 
 
 @app.command("list")
@@ -24,11 +27,13 @@ def list_(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """All checkpoints, newest first."""
+    """All checkpoints, newest first, and which depots have all of each."""
+    from bushcraft.checkpoint.contents import Places, all_objects, tensor_bytes
     from bushcraft.checkpoint.manifest import read_manifest
 
     where = open_store(store)
-    found = []
+    found: list[dict[str, object]] = []
+    places = Places(where.depot)
     for name, number, checkpoint in _all(where, run):
         about: dict[str, object] = {"run": name, "number": number, "manifest": checkpoint}
         try:
@@ -36,8 +41,9 @@ def list_(
         except BushcraftError as error:
             found.append({**about, "error": error.message})
             continue
-        n_bytes = sum(chunk.end - chunk.begin for entry in manifest.tensors.values() for chunk in entry.chunks)
-        found.append({**about, "position": manifest.position, "step": manifest.step, "bytes": n_bytes})
+        durable = places.of_all(all_objects(checkpoint, manifest))
+        about |= {"position": manifest.position, "step": manifest.step, "bytes": tensor_bytes(manifest)}
+        found.append({**about, "durable_in": durable})
     if json:
         return print_json(found)
     if not found:
@@ -50,39 +56,51 @@ def list_(
             str(c.get("position", "")),
             str(c.get("step", "")),
             _mib(c),
+            _depots(c),
             str(c["manifest"]),
         ]
         for c in found
     ]
     return print_table(
-        ["run", "number", "position", "step", "MiB", "manifest"], rows, ("number", "position", "step", "MiB")
+        ["run", "number", "position", "step", "MiB", "durable in", "manifest"],
+        rows,
+        ("number", "position", "step", "MiB"),
     )
 
 
 @app.command()
 def verify(
-    run: Annotated[str | None, typer.Argument(help="Only this run's; or the object name of one manifest.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="Only this run's; or one, as RUN@NUMBER or a manifest's object name.")
+    ] = None,
+    all_depots: Annotated[bool, typer.Option("--all-depots", help="The copies of every depot.")] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Read every byte of the checkpoints against its checksum. Exit code 1 if one is damaged."""
+    from bushcraft.checkpoint.contents import members
+    from bushcraft.checkpoint.named import manifest_named
     from bushcraft.checkpoint.newest import verify as verify_checkpoint
 
     where = open_store(store)
-    chosen = [("", 0, run)] if run and len(run) == 64 else _all(where, run)
+    is_one = run is not None and ("@" in run or len(run) == 64)
+    chosen = [("", 0, manifest_named(where.depot, run))] if run and is_one else _all(where, run)
     results = []
     for name, number, checkpoint in chosen:
-        try:
-            _, n_bytes = verify_checkpoint(where.depot, checkpoint)
-            results.append({"run": name, "number": number, "manifest": checkpoint, "bytes": n_bytes, "error": None})
-        except BushcraftError as error:
-            results.append({"run": name, "number": number, "manifest": checkpoint, "bytes": 0, "error": error.message})
+        for depot in members(where.depot) if all_depots else (where.depot,):
+            about = {"run": name, "number": number, "manifest": checkpoint, "depot": depot.name}
+            try:
+                _, n_bytes = verify_checkpoint(depot, checkpoint)
+                results.append({**about, "bytes": n_bytes, "error": None})
+            except BushcraftError as error:
+                results.append({**about, "bytes": 0, "error": error.message})
     if json:
         print_json(results)
     else:
         for result in results:
             told = result["error"] or f"whole, {result['bytes']:,} bytes"
-            print(f"{result['run']} {result['number']} {str(result['manifest'])[:12]}  {told}")
+            place = f"  {result['depot']}" if all_depots else ""
+            print(f"{result['run']} {result['number']} {str(result['manifest'])[:12]}{place}  {told}")
     raise typer.Exit(1 if any(result["error"] for result in results) else 0)
 
 
@@ -95,7 +113,7 @@ class ExportDtype(StrEnum):
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(help="A run's name, or the object name of a checkpoint's manifest.")],
+    run: Annotated[str, typer.Argument(help="RUN, RUN@NUMBER or a manifest's object name.")],
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is new or empty.")],
     dtype: Annotated[ExportDtype, typer.Option(help="What the weights are written in.")] = ExportDtype.float32,
     store: StoreOption = None,
@@ -106,9 +124,10 @@ def export(
     import torch
 
     from bushcraft.checkpoint.huggingface_export import export_folder
+    from bushcraft.checkpoint.named import manifest_named
     from bushcraft.train.load_model import find_model, text_side
 
-    saved = find_model(where, run)
+    saved = find_model(where, manifest_named(where.depot, run) if "@" in run else run)
     model, context = saved.recipe.model, saved.recipe.run.sequence_length
     text = text_side(where, saved)
     with _progress("writing tensors") as progress:
@@ -172,3 +191,8 @@ def _all(store: Store, run: str | None) -> list[tuple[str, int, str]]:
 def _mib(checkpoint: dict[str, object]) -> str:
     n_bytes = checkpoint.get("bytes")
     return f"{n_bytes / 2**20:.1f}" if isinstance(n_bytes, int) else str(checkpoint["error"])
+
+
+def _depots(checkpoint: dict[str, object]) -> str:
+    durable = checkpoint.get("durable_in")
+    return ", ".join(durable) or "none" if isinstance(durable, list) else ""
