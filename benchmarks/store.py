@@ -6,14 +6,15 @@ python benchmarks/store.py [--quick]
 import argparse
 
 from result import write
+from store_care import care
 from store_peers import peers
 
-PARTS = (peers,)
+PARTS = (peers, care)
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="smaller objects")
+    options.add_argument("--quick", action="store_true", help="smaller objects, and fewer")
     chosen = options.parse_args()
     write("store", [row for part in PARTS for row in part(chosen.quick)], chosen.quick)
 
