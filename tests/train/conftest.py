@@ -55,13 +55,18 @@ def events_of(store: Store, name: str) -> list[Event]:
     return read_ledger(store.runs / name, name)
 
 
+def session_of(store: Store, name: str, *settings: str) -> Session:
+    """A run of `TINY_MODEL`, to be closed."""
+    recipe = load_recipe("smoke", [*TINY_MODEL, *settings, f"run.name={name}"]).recipe
+    with mock.patch("bushcraft.train.open_session.keep_freed_memory"):
+        return open_session(store, recipe, lambda _: None)
+
+
 @contextmanager
 def tiny_session(store: Store, name: str, *settings: str) -> Iterator[Session]:
     """A run of `TINY_MODEL` in this process, whose memory and threads stay as they are."""
-    recipe = load_recipe("smoke", [*TINY_MODEL, *settings, f"run.name={name}"]).recipe
     threads = torch.get_num_threads()
-    with mock.patch("bushcraft.train.open_session.keep_freed_memory"):
-        session = open_session(store, recipe, lambda _: None)
+    session = session_of(store, name, *settings)
     try:
         yield session
     finally:

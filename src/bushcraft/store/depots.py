@@ -7,6 +7,7 @@ Reading: the local depot, then the sources (this node's cache, the peers of the 
 quickest first. Nothing is given that was not verified; a bad or missing copy costs time, and is mended from a good one.
 """
 
+import contextlib
 import heapq
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -95,6 +96,15 @@ class Depots(Depot):
 
     def read_range(self, name: str, begin: int, end: int, good: Check) -> bytes:
         return self._first_good(name, lambda depot: depot.fetch(name, begin, end), good, (begin, end))
+
+    def read_into(self, name: str, begin: int, end: int, memory: memoryview, good: Check) -> None:
+        """In place from the first depot at hand; where that one has no good copy, as `read_range`."""
+        nearest = next(iter(self._near), None)
+        if nearest is not None:
+            with contextlib.suppress(StoreError):
+                nearest.read_into(name, begin, end, memory, good)
+                return
+        memory[:] = self.read_range(name, begin, end, good)
 
     def verify(self, name: str) -> None:
         """Whether some depot has a good copy; those that are asked before it and have none are mended."""

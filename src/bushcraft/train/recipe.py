@@ -169,7 +169,7 @@ class CheckpointConfig(Section):
     snapshots: Count = 2
     """Copies of the state in memory, as far as there is memory: the last of them serves a restart on this machine."""
     max_age_minutes: Positive = 120.0
-    """Saves that fail do not stop the run until the newest durable checkpoint is so old."""
+    """Saves that fail, or do not end, do not stop the run before they have been tried for so long."""
 
     @model_validator(mode="after")
     def _has_one_interval(self) -> Self:

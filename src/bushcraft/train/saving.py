@@ -48,7 +48,8 @@ class Saving:
     ) -> None:
         self._saver, self._ranks, self._ledger, self._say = saver, ranks, ledger, say
         self._max_age = 60 * max_age_minutes
-        self._durable_at = time.monotonic()
+        self._not_durable_since: float | None = None
+        """When the first save began after the newest durable checkpoint."""
         self._in_hand: _InHand | None = None
         self._failure: BushcraftError | None = None
         """Why the last save failed, if it did."""
@@ -88,7 +89,8 @@ class Saving:
         sealed = self._ledger.sealed()
         manifest = replace(manifest, ledger=sealed.root)
         request = PublishRequest(manifest, manifest, sealed.objects)
-        self._in_hand = _InHand(manifest.position, manifest.step, sealed, request, time.monotonic())
+        self._in_hand = _InHand(manifest.position, manifest.step, sealed, request, began := time.monotonic())
+        self._not_durable_since = self._not_durable_since or began
         self._saver.begin(
             parts,
             self.newest.name if self.newest else None,
@@ -101,8 +103,8 @@ class Saving:
         return self._in_hand is not None and self._saver.outcome(seconds) is None
 
     def too_old(self) -> bool:
-        """Whether the newest durable checkpoint is older than the recipe allows."""
-        return time.monotonic() - self._durable_at > self._max_age
+        """Whether saves have been tried for longer than the recipe allows, and none became durable."""
+        return self._not_durable_since is not None and time.monotonic() - self._not_durable_since > self._max_age
 
     def advance(self, busy: bool, too_old: bool) -> None:
         """Go on with the save in hand; `busy` and `too_old` are those of any rank, so that all do the same.
@@ -183,5 +185,5 @@ class Saving:
             seconds=round(self.seconds, 3),
             stall=round(self.stall, 4),
         )
-        self._durable_at = in_hand.began
+        self._not_durable_since = None
         self.newest, self._newest_is_ours = Saved(published.name, in_hand.position), True
