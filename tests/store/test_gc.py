@@ -198,6 +198,17 @@ def test_too_few_good_copies_of_what_is_kept_are_refused(store: Store, bad: tupl
     refused(store, f"object {name}, which r@2 keeps, has good copies in", late)
 
 
+def test_a_second_provider_is_needed_whatever_the_policy(tmp_path: Path) -> None:
+    store = three_depots(tmp_path, copies=1, off_provider=0)
+    name = store.depot.put_bytes(b"kept")
+    store.depot.publish("r", name)
+    store.depot.put_bytes(b"garbage")
+    catch_up(store)
+    late = due(store)
+    flip(directory(store, "c").path(name), Random(0))
+    refused(store, "has good copies in b, local, and needs two, at two providers", late)
+
+
 def test_copies_that_the_policy_wants_beyond_two_are_needed(tmp_path: Path) -> None:
     store = three_depots(tmp_path, copies=3)
     name = store.depot.put_bytes(b"kept")

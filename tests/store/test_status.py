@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -100,6 +101,15 @@ def test_objects_below_the_policy_are_counted(tmp_path: Path) -> None:
     delete(directory(store, "b").path(third), Random(0))
     found = status(tmp_path, depots_of(store))
     assert (found.sampled, found.below_policy) == (20, 2)
+
+
+def test_only_names_that_all_depots_listed_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bushcraft.store.status.estimate", partial(estimate, enough=10))
+    store = three_depots(tmp_path)
+    first, *_ = sorted(fill(store, 30))
+    delete(directory(store, "c").path(first), Random(0))  # so that it lists one name further than the others
+    found = status(tmp_path, depots_of(store))
+    assert (found.sampled, found.below_policy) == (10, 1)
 
 
 def test_a_depot_that_does_not_answer_is_told_and_the_others_are_shown(
