@@ -13,8 +13,14 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from bushcraft.checkpoint.dcp import METADATA, DcpDirectory, import_dcp
 from bushcraft.checkpoint.tensors import load_tensor
+from bushcraft.checkpoint.weights import find_checkpoint, load_weights
+from bushcraft.cli import main
 from bushcraft.errors import CheckpointError
+from bushcraft.model.transformer import build_model
 from bushcraft.store.local import LocalDepot
+from bushcraft.store.workspace import Store
+from bushcraft.train.resolve import load_recipe
+from tests.conftest import random_documents, write_dataset
 
 
 def tensors() -> dict[str, Tensor]:
@@ -34,7 +40,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def test_a_directory_becomes_a_checkpoint_with_its_numbers(folder: Path, depot: LocalDepot) -> None:
-    name, manifest = import_dcp(depot, DcpDirectory(folder), "in", {}, shapes(), "model.")
+    name, manifest = import_dcp(depot, DcpDirectory(folder), "in", {}, {}, shapes(), "model.")
     assert depot.latest("checkpoints/in") == name
     for key, tensor in tensors().items():
         into = torch.empty(tensor.shape)
@@ -97,14 +103,45 @@ def test_code_in_a_tensors_bytes_is_not_run_also_where_the_metadata_is_allowed_t
 def test_what_does_not_fit_is_one_line_that_names_it(folder: Path, depot: LocalDepot) -> None:
     source = DcpDirectory(folder)
     with pytest.raises(CheckpointError, match=r"the directory has no tensor a; it has model\.a, model\.b, model\.c"):
-        import_dcp(depot, source, "in", {}, shapes())
+        import_dcp(depot, source, "in", {}, {}, shapes())
     with pytest.raises(CheckpointError, match=r"tensor model\.a is \[3, 4\], the recipe's model wants \[4, 4\]"):
-        import_dcp(depot, source, "in", {}, {"a": (4, 4)}, "model.")
+        import_dcp(depot, source, "in", {}, {}, {"a": (4, 4)}, "model.")
     (data,) = folder.glob("*.distcp")
     data.write_bytes(data.read_bytes()[:-600])
     with pytest.raises(CheckpointError, match=r"tensor model\."):
-        import_dcp(depot, source, "in", {}, shapes(), "model.")
+        import_dcp(depot, source, "in", {}, {}, shapes(), "model.")
     (folder / METADATA).write_bytes(b"garbage")
     with pytest.raises(CheckpointError, match="is damaged"):
         DcpDirectory(folder)
     assert depot.refs("checkpoints") == []
+
+
+def test_the_command_takes_the_model_from_a_recipe_and_finds_the_format_itself(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = list(random_documents(0, 4, 200))
+    write_dataset(store.depot, "python", [documents], documents)
+    recipe = load_recipe("smoke", ["model.vocab_size=4096"]).recipe
+    model = build_model(recipe.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"net": dict(model.named_parameters())}, checkpoint_id=tmp_path / "dcp")
+
+    def command(*words: str) -> str:
+        line = ["bushcraft", "checkpoint", "import", str(tmp_path / "dcp"), *words, "--store", str(store.root)]
+        monkeypatch.setattr("sys.argv", line)
+        with pytest.raises(SystemExit):
+            main()
+        told = capsys.readouterr()
+        return told.out + told.err
+
+    chosen = ("--recipe", "smoke", "--set", "model.vocab_size=4096")
+    assert "Name what stands in front of the parameters' names by --prefix" in command("mine", *chosen)
+    assert "checkpoint mine: " in command("mine", *chosen, "--prefix", "net.")
+    again = build_model(recipe.model)
+    load_weights(store.depot, *find_checkpoint(store.depot, "mine"), again)
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+    assert "'mine' has checkpoints already" in command("mine", *chosen, "--prefix", "net.")
+    assert "are not for" in command("other", "--format", "huggingface", "--prefix", "net.")

@@ -107,16 +107,20 @@ def import_dcp(
     source: DcpDirectory,
     name: str,
     recipe: Mapping[str, Any],
+    datasets: Mapping[str, str],
     wanted: Mapping[str, tuple[int, ...]],
     prefix: str = "",
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> tuple[str, CheckpointManifest]:
     """Make the model's tensors the newest checkpoint `name`, in fp32; the object name of its manifest, and that.
 
+    `datasets` are those of the recipe: source name → object name of the manifest.
     `wanted` are the model's parameters and shapes; each is `prefix` + its name in the directory, where others are left
     alone. At most a few tensors are in memory. `progress` hears how many are read, of how many.
     Errors: `CheckpointError` that names the first tensor that is missing or of another shape; `StoreError`.
     """
+    if depot.latest(f"checkpoints/{name}") is not None:
+        raise CheckpointError(f"{name!r} has checkpoints already", "Import under another name")
     there = source.shapes()
     for key, shape in wanted.items():
         if prefix + key not in there:
@@ -141,7 +145,7 @@ def import_dcp(
         receipt="0" * 64,
         ledger=depot.put_bytes(json.dumps(root, sort_keys=True).encode()),
         recipe=dict(recipe),
-        datasets={},
+        datasets=dict(datasets),
         code=save_code(depot, Path(bushcraft.__file__).parent),
         optimizer={},
         tensors=save_tensors(depot, Converted({PREFIX + key: make(key) for key in wanted}, progress)),

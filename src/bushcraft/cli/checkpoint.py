@@ -1,4 +1,4 @@
-"""`bushcraft checkpoint`: what was saved, and whether it is whole; Hugging Face folders both ways."""
+"""`bushcraft checkpoint`: what was saved, and whether it is whole; Hugging Face folders both ways, torch DCP in."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -146,19 +146,45 @@ def export(
     return None
 
 
+class ImportFormat(StrEnum):
+    """What a folder holds."""
+
+    huggingface = "huggingface"
+    dcp = "dcp"
+
+
 @app.command("import")
 def import_(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face folder, or a torch DCP directory.")],
     name: Annotated[str, typer.Argument(help="What the checkpoint is to be called.")],
+    format_: Annotated[
+        ImportFormat | None, typer.Option("--format", help="dcp where there is a .metadata, else huggingface.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Of dcp: the recipe that the model and its data are in.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Of dcp: override a value of the recipe.")] = None,
+    prefix: Annotated[str, typer.Option(help="Of dcp: what stands before parameters' names, such as model. .")] = "",
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Of dcp: unpickle .metadata, which runs whatever code is in it.")
+    ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Make a checkpoint of a Hugging Face folder: Llama, Qwen3 or T5Gemma."""
-    from bushcraft.checkpoint.huggingface_import import import_folder
-
-    where = Store.create(store or default_store())
+    """Make a checkpoint of a Hugging Face folder (Llama, Qwen3 or T5Gemma) or of a torch DCP directory."""
+    is_dcp = (folder / ".metadata").is_file() if format_ is None else format_ == ImportFormat.dcp
+    if not is_dcp and (recipe or set_ or prefix or allow_pickle):
+        raise CheckpointError(f"--recipe, --set, --prefix and --allow-pickle are not for {folder}", "Leave them away")
+    where = open_store(store) if is_dcp else Store.create(store or default_store())
     with _progress("reading tensors") as progress:
-        checkpoint, manifest = import_folder(where.depot, folder, name, progress)
+        if is_dcp:
+            from bushcraft.cli.checkpoint_dcp import import_directory
+
+            checkpoint, manifest = import_directory(
+                where, folder, name, recipe, set_ or [], prefix, allow_pickle, progress
+            )
+        else:
+            from bushcraft.checkpoint.huggingface_import import import_folder
+
+            checkpoint, manifest = import_folder(where.depot, folder, name, progress)
     n_parameters = sum(chunk.end - chunk.begin for t in manifest.tensors.values() for chunk in t.chunks) // 4
     if json:
         return print_json({"name": name, "manifest": checkpoint, "parameters": n_parameters})
