@@ -4,7 +4,7 @@ What is written is hashed on its way. A chunk that the checkpoint before has too
 """
 
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -14,9 +14,9 @@ from typing import NamedTuple
 import xxhash
 
 from bushcraft.checkpoint.manifest import Chunk, TensorEntry
+from bushcraft.checkpoint.write_object import NewChunk, write_object
 from bushcraft.errors import StoreError
 from bushcraft.store.depot import Depot, object_name
-from bushcraft.store.durable import machine_errors
 
 THREADS = 2
 """Files that are hashed and written at once: while one waits for the disk, the other is hashed."""
@@ -48,14 +48,14 @@ class WrittenFile:
     """Why it is not durable."""
 
 
-Known = Mapping[tuple[str, tuple[int, ...], tuple[int, ...], str], Chunk]
-"""(tensor, offset, shape, xxh3-128) → where a checkpoint has it."""
+Known = Mapping[tuple[str, tuple[int, ...], tuple[int, ...]], dict[str, Chunk]]
+"""(tensor, offset, shape) → by its xxh3-128, where a checkpoint has it."""
 
 
 def known_chunks(entries: Mapping[str, TensorEntry]) -> Known:
     """What need not be written again."""
     return {
-        (name, chunk.offset, chunk.shape, chunk.xxh3_128): chunk
+        (name, chunk.offset, chunk.shape): {chunk.xxh3_128: chunk}
         for name, entry in entries.items()
         for chunk in entry.chunks
     }
@@ -80,53 +80,40 @@ def assemble(
 
 
 def _write_file(depot: Depot, path: Path, pieces: list[Piece], known: Known) -> WrittenFile:
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as data,
-    ):
-        try:
-            return _stored(depot, data, pieces, known)
-        except StoreError as error:
-            return _only_hashed(data, pieces, error)
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        return _stored(depot, data, pieces, known)
+    except StoreError as error:
+        # A new one: the frames of its traceback, and of its cause, would keep the mapping.
+        return _only_hashed(data, pieces, type(error)(error.message, error.next_step))
 
 
 def _stored(depot: Depot, data: memoryview, pieces: list[Piece], known: Known) -> WrittenFile:
     """One object with the chunks that are not known yet; the file as it is, if all are new."""
-    chunks: list[Chunk] = []
-    n_known, end = 0, 0
-    with depot.new_file() as new:
-        for piece in pieces:
-            checksum = xxhash.xxh3_128_hexdigest(data[piece.begin : piece.end])
-            old = known.get((piece.name, piece.offset, piece.shape, checksum))
-            if old is None:
-                with machine_errors("write", new.path):
-                    new.write(data[piece.begin if n_known else end : piece.end])
-                begin = new.size - (piece.end - piece.begin)
-                old = Chunk(piece.offset, piece.shape, "", begin, new.size, checksum)
-            else:
-                n_known += 1
-            chunks.append(old)
-            end = piece.end
-        name = depot.put_file(new) if n_known < len(pieces) else ""
-    stored = [replace(chunk, object=chunk.object or name) for chunk in chunks]
-    whole = object_name(data) if n_known else name
-    return WrittenFile(
-        tuple(zip((piece.name for piece in pieces), stored, strict=True)),
-        whole,
-        _chunks(pieces, [chunk.xxh3_128 for chunk in stored], whole),
-        None,
-    )
+    written = write_object(depot, _chunks_of(data, pieces, known))
+    whole = written.name if written.is_whole else object_name(data)
+    checksums = [chunk.xxh3_128 for _, chunk in written.chunks]
+    return WrittenFile(tuple(written.chunks), whole, _placed(pieces, checksums, whole), None)
+
+
+def _chunks_of(data: memoryview, pieces: list[Piece], known: Known) -> Iterator[NewChunk]:
+    end = 0
+    for piece in pieces:
+        before = known.get((piece.name, piece.offset, piece.shape), {})
+        gap = data[end : piece.begin]
+        yield NewChunk(piece.name, piece.offset, piece.shape, data[piece.begin : piece.end], before, gap)
+        end = piece.end
 
 
 def _only_hashed(data: memoryview, pieces: list[Piece], failure: StoreError) -> WrittenFile:
     checksums = [xxhash.xxh3_128_hexdigest(data[piece.begin : piece.end]) for piece in pieces]
     whole = object_name(data)
-    chunks = _chunks(pieces, checksums, whole)
+    chunks = _placed(pieces, checksums, whole)
     return WrittenFile(chunks, whole, chunks, failure)
 
 
-def _chunks(pieces: list[Piece], checksums: list[str], name: str) -> tuple[tuple[str, Chunk], ...]:
+def _placed(pieces: list[Piece], checksums: list[str], name: str) -> tuple[tuple[str, Chunk], ...]:
     return tuple(
         (piece.name, Chunk(piece.offset, piece.shape, name, piece.begin, piece.end, checksum))
         for piece, checksum in zip(pieces, checksums, strict=True)

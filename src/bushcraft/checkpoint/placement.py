@@ -8,12 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from bushcraft.checkpoint.objects import Piece
+from bushcraft.checkpoint.save_parts import OBJECT_BYTES, row_blocks
 from bushcraft.parallel.box import Box, Part
 
-FILE_BYTES = 256 * 1024 * 1024
-"""A new file is begun after so many bytes, so that slow stores retry little."""
-CHUNK_BYTES = 4 * 1024 * 1024
-"""The largest chunk, if a row is not longer: who needs a few rows reads and verifies little more."""
 ALIGNMENT = 64
 
 
@@ -58,8 +55,8 @@ def _blocks(parts: Mapping[str, Part]) -> Iterator[Block]:
             continue
         pieces: list[Piece] = []
         begin = -(-begin // ALIGNMENT) * ALIGNMENT
-        for box in _row_blocks(part.box, part.tensor.element_size()):
-            if begin >= FILE_BYTES:
+        for box in row_blocks(part.box, part.tensor.element_size()):
+            if begin >= OBJECT_BYTES:
                 if pieces:
                     yield _block(name, pieces)
                 number, begin, pieces = number + 1, 0, []
@@ -75,14 +72,3 @@ def _block(name: str, pieces: list[Piece]) -> Block:
         return Block(name, Box((), ()), tuple(pieces))
     rows = sum(piece.shape[0] for piece in pieces)
     return Block(name, Box(first.offset, (rows, *first.shape[1:])), tuple(pieces))
-
-
-def _row_blocks(box: Box, element_bytes: int) -> Iterator[Box]:
-    """Blocks of whole rows of the box, of at most `CHUNK_BYTES` unless a row is longer."""
-    if not box.shape:
-        yield box
-        return
-    n_rows, row_shape = box.shape[0], box.shape[1:]
-    step = max(1, CHUNK_BYTES * n_rows // (box.numel * element_bytes))
-    for begin in range(0, n_rows, step):
-        yield Box((box.offset[0] + begin, *box.offset[1:]), (min(step, n_rows - begin), *row_shape))

@@ -12,15 +12,13 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
-import xxhash
 from torch import Tensor
 
 from bushcraft.checkpoint.chunks import box_of, dtype_name
 from bushcraft.checkpoint.manifest import Chunk, TensorEntry
+from bushcraft.checkpoint.write_object import NewChunk, write_object
 from bushcraft.parallel.box import Box, Part
 from bushcraft.store.depot import Depot
-from bushcraft.store.durable import machine_errors
-from bushcraft.store.incoming import IncomingFile
 
 OBJECT_BYTES = 256 * 1024 * 1024
 """A new object is begun after so many bytes, so that slow stores retry little."""
@@ -28,8 +26,6 @@ CHUNK_BYTES = 4 * 1024 * 1024
 """The largest chunk, if a row is not longer: who needs a few rows reads and verifies little more."""
 WRITERS = 2
 """Objects written at once: while one waits for the disk, another is hashed. More of them gained nothing."""
-_THIS_OBJECT = ""
-"""Stands for the name of an object that is still being written."""
 
 
 def save_parts(
@@ -90,7 +86,7 @@ def _pieces(
             continue
         before = _chunks_by_box(previous.get(name), entries[name].dtype)
         element_bytes = part.tensor.element_size()
-        for box in _row_blocks(part.box, element_bytes):
+        for box in row_blocks(part.box, element_bytes):
             yield _Piece(name, box, part.tensor[box.within(part.box)], object_number, before.get(box))
             n_bytes += box.numel * element_bytes
             if n_bytes >= OBJECT_BYTES:
@@ -101,7 +97,7 @@ def _chunks_by_box(entry: TensorEntry | None, dtype: str) -> dict[Box, Chunk]:
     return {box_of(chunk): chunk for chunk in entry.chunks} if entry and entry.dtype == dtype else {}
 
 
-def _row_blocks(box: Box, element_bytes: int) -> Iterator[Box]:
+def row_blocks(box: Box, element_bytes: int) -> Iterator[Box]:
     """Blocks of whole rows of the box, of at most `CHUNK_BYTES` unless a row is longer."""
     if not box.shape:
         yield box
@@ -113,22 +109,13 @@ def _row_blocks(box: Box, element_bytes: int) -> Iterator[Box]:
 
 
 def _write_object(depot: Depot, pieces: Sequence[_Piece]) -> list[tuple[str, Chunk]]:
-    """The chunks by the names of their tensors; there is no object if none of them is new."""
-    with depot.new_file() as new:
-        with machine_errors("write", new.path):
-            found = [(piece.name, _write(new, piece)) for piece in pieces]
-        name = depot.put_file(new) if new.size else _THIS_OBJECT
-    return [(tensor, replace(chunk, object=name) if chunk.object == _THIS_OBJECT else chunk) for tensor, chunk in found]
+    """The chunks by the names of their tensors."""
+    return write_object(depot, map(_chunk, pieces)).chunks
 
 
-def _write(new: IncomingFile, piece: _Piece) -> Chunk:
-    data = _bytes_of(piece.tensor)
-    checksum = xxhash.xxh3_128_hexdigest(data)
-    if piece.before is not None and piece.before.xxh3_128 == checksum:
-        return piece.before
-    begin = new.size
-    new.write(data)
-    return Chunk(piece.box.offset, piece.box.shape, _THIS_OBJECT, begin, new.size, checksum)
+def _chunk(piece: _Piece) -> NewChunk:
+    before = {piece.before.xxh3_128: piece.before} if piece.before else {}
+    return NewChunk(piece.name, piece.box.offset, piece.box.shape, _bytes_of(piece.tensor), before)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
