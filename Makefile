@@ -79,3 +79,6 @@ bench: install peers
 	$(BIN)/python benchmarks/architectures.py
 	$(BIN)/python benchmarks/layout_matrix.py
 	$(BIN)/python benchmarks/dry_run.py
+	$(PEERS)/bin/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/checkpoint_kills.py
+	$(BIN)/python benchmarks/store.py
