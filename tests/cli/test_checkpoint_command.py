@@ -14,7 +14,7 @@ from bushcraft.checkpoint.tensors import save_tensors
 from bushcraft.cli import main
 from bushcraft.store.depots import Depots
 from bushcraft.store.local import LocalDepot
-from bushcraft.store.settings import DepotSettings, StoreSettings, write_settings
+from bushcraft.store.settings import DepotSettings, GcSettings, StoreSettings, write_settings
 from bushcraft.store.workspace import Store
 
 
@@ -124,3 +124,27 @@ def test_verify_reads_the_copies_of_all_depots_when_it_is_asked_to(two: Depots, 
 )
 def test_an_unknown_checkpoint_is_one_line(command: Command, name: str, told: str) -> None:
     assert command("show", name, code=2) == f"error: {told}\n"
+
+
+def test_retire_lets_go_of_what_the_policy_does_not_want_and_of_nothing_else(two: Depots, command: Command) -> None:
+    for number in (4, 5, 6):
+        save(two, number, {"model/a": torch.full((8,), float(number))})
+    two.background.wait()
+    assert "gc is off" in command("retire", "r", code=2)
+    settings = two.settings.model_copy(update={"gc": GcSettings(enabled=True)})
+    write_settings(Path(str(two.members[0])).parent, settings)
+    planned = command.json("retire", "r", "--milestone", "1", "--keep-every", "24", "--dry-run")
+    assert (planned["kept"], planned["gone"]) == ([6, 5, 3, 1], [4, 2])
+    assert [number for number, _ in two.history("checkpoints/r")] == [6, 5, 4, 3, 2, 1]
+    assert command.json("retire", "r", "--milestone", "1", "--keep-every", "24")["gone"] == [4, 2]
+    assert [number for number, _ in two.history("checkpoints/r")] == [6, 5, 3, 1]
+    assert "has no checkpoints" in command("retire", "unknown", code=2)
+
+
+def test_retire_keeps_two_that_are_verified_whatever_the_policy_says(two: Depots, command: Command) -> None:
+    settings = two.settings.model_copy(update={"gc": GcSettings(enabled=True)})
+    write_settings(Path(str(two.members[0])).parent, settings)
+    newest = two.history("checkpoints/r")[0][1]
+    for member in two.members:
+        member.remove_object(newest)
+    assert command.json("retire", "r")["kept"] == [3, 2, 1]

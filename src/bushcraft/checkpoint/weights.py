@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from bushcraft.checkpoint.manifest import CheckpointManifest, TensorEntry, read_manifest
+from bushcraft.checkpoint.named import manifest_named
 from bushcraft.checkpoint.newest import newest
 from bushcraft.checkpoint.tensors import load_parts
 from bushcraft.errors import CheckpointError
@@ -16,10 +17,12 @@ PREFIX = "model/"
 
 
 def find_checkpoint(depot: Depot, run_or_manifest: str) -> tuple[str, CheckpointManifest]:
-    """The newest whole checkpoint of a run, or the one whose manifest is that object: (object name, manifest).
+    """The newest whole checkpoint of RUN, or the one that RUN@NUMBER or an object name means: (object name, manifest).
 
     Errors: `CheckpointError` (there is none), `CorruptObjectError`, `StoreError`.
     """
+    if "@" in run_or_manifest:
+        run_or_manifest = manifest_named(depot, run_or_manifest)
     if len(run_or_manifest) == 64:
         return run_or_manifest, read_manifest(depot, run_or_manifest)
     found = newest(depot, run_or_manifest, lambda *_: None)

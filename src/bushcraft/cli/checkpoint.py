@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from bushcraft.cli import checkpoint_show
+from bushcraft.cli import checkpoint_retire, checkpoint_show
 from bushcraft.cli.options import JsonOption, StoreOption, open_store, print_json, print_table
 from bushcraft.errors import BushcraftError, CheckpointError
 from bushcraft.store.workspace import Store, default_store
@@ -19,6 +19,7 @@ from bushcraft.store.workspace import Store, default_store
 app = typer.Typer(help="List, show, compare, verify, export and import checkpoints.", no_args_is_help=True)
 app.command()(checkpoint_show.show)
 app.command()(checkpoint_show.diff)
+app.command("retire")(checkpoint_retire.retire_)
 
 
 @app.command("list")

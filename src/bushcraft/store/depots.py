@@ -255,7 +255,9 @@ class Depots(Depot):
         wanted = f"{self.settings.copies} depots" + (
             f", {self.settings.off_provider} of them off-provider" if self.settings.off_provider else ""
         )
-        return StoreError(
+        silent = any(isinstance(error, UnreachableError) for _, error in failures)
+        kind = UnreachableError if silent else StoreError
+        return kind(
             f"{what} is in {len(there)} depots and not in {wanted} ({reasons})",
             "Nothing that was published is lost; the same command goes on when the depots answer",
         )

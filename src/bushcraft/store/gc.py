@@ -52,13 +52,18 @@ class Plan:
         return sum(self.sizes[name] for name in self.due)
 
 
-def plan(root: Path, depots: Depots, now: float) -> Plan:
-    """What a `mark` would note and a `sweep` delete. Errors: `StoreError` for each reason to refuse."""
-    settings = depots.settings.gc
-    if not settings.enabled:
+def check_allowed(depots: Depots) -> None:
+    """Errors: `StoreError` if the store's settings allow no deletion."""
+    if not depots.settings.gc.enabled:
         raise StoreError(
             "gc is off in this store: nothing was deleted", "Set `enabled = true` under [gc] in its store.toml"
         )
+
+
+def plan(root: Path, depots: Depots, now: float) -> Plan:
+    """What a `mark` would note and a `sweep` delete. Errors: `StoreError` for each reason to refuse."""
+    settings = depots.settings.gc
+    check_allowed(depots)
     _refuse_lag(depots)
     _refuse_silence(depots)
     kept = _kept(root, depots)

@@ -11,7 +11,7 @@ from bushcraft.store.durable import machine_errors, make_directory
 from bushcraft.store.open_depots import create_member
 from bushcraft.store.settings import StoreSettings, read_settings, write_settings
 
-OptionValue = str | bool | float
+OptionValue = str | bool | int | float
 
 
 def initialise(

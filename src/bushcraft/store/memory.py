@@ -4,6 +4,8 @@ Processes that are restarted find there what was written last, also where the di
 
     /dev/shm/bushcraft-UID/STORE/store       the store's path
     /dev/shm/bushcraft-UID/STORE/RUN/        the depot, and beside its folders `slots` with the copies themselves
+
+Where /dev/shm is small, as in a container, $BUSHCRAFT_MEMORY names another memory file system.
 """
 
 import os
@@ -13,10 +15,16 @@ from pathlib import Path
 from bushcraft.errors import StoreError
 from bushcraft.store.depot import Depot, object_name
 from bushcraft.store.depots import Depots
+from bushcraft.store.durable import machine_errors
 from bushcraft.store.local import LocalDepot
 from bushcraft.store.settings import DepotSettings, StoreSettings
 
-SHARED_MEMORY = Path("/dev/shm")
+MEMORY_VARIABLE = "BUSHCRAFT_MEMORY"
+
+
+def shared_memory() -> Path:
+    """The memory file system of this node."""
+    return Path(os.environ.get(MEMORY_VARIABLE) or "/dev/shm")
 
 
 def memory_root(store: Path, run: str) -> Path:
@@ -59,8 +67,14 @@ def read_first(memory: LocalDepot | None, depot: Depot, root: Path) -> Depot:
         return depot
     if isinstance(depot, Depots):
         return Depots(depot.members, depot.settings, root, depot.sources, (memory,))
-    settings = StoreSettings(depots=(DepotSettings(name=depot.name, url=str(depot)),))
-    return Depots([depot], settings, root, (), (memory,))
+    return Depots([depot], settings_of(depot), root, (), (memory,))
+
+
+def settings_of(depot: Depot) -> StoreSettings:
+    """Those of a set of depots, or of one that is the whole store."""
+    if isinstance(depot, Depots):
+        return depot.settings
+    return StoreSettings(depots=(DepotSettings(name=depot.name, url=str(depot)),))
 
 
 def keep_only(memory: LocalDepot, names: set[str]) -> None:
@@ -70,8 +84,18 @@ def keep_only(memory: LocalDepot, names: set[str]) -> None:
             memory.remove_object(name)
 
 
+def remove_copies(memory: LocalDepot, keep: set[str]) -> None:
+    """Remove all other objects but those that ranks have linked from their slots. Errors: `StoreError`."""
+    for name, _ in list(memory.objects()):
+        path = memory.path(name)
+        with machine_errors("read", path):
+            is_linked = path.exists() and path.stat().st_nlink > 1
+        if name not in keep and not is_linked:
+            memory.remove_object(name)
+
+
 def _home() -> Path:
-    return SHARED_MEMORY / f"bushcraft-{os.getuid()}"
+    return shared_memory() / f"bushcraft-{os.getuid()}"
 
 
 def _is_ours() -> bool:

@@ -51,12 +51,12 @@ class DepotSettings(_Section):
     """A directory (from the store's root), or s3://bucket/prefix, gs://bucket/prefix, az://container/prefix."""
     provider: str = "here"
     """Who could lose it: copies at two providers survive the loss of one."""
-    options: dict[str, str | bool | float] = Field(default_factory=dict)
+    options: dict[str, str | bool | int | float] = Field(default_factory=dict)
     """Of the endpoint: endpoint, region, virtual_hosted, allow_http, credentials."""
 
     @field_validator("options")
     @classmethod
-    def _holds_no_secret(cls, options: dict[str, str | bool | float]) -> dict[str, str | bool | float]:
+    def _holds_no_secret(cls, options: dict[str, str | bool | int | float]) -> dict[str, str | bool | float]:
         for key in options:
             if any(word in key.lower() for word in _SECRET):
                 raise ValueError(
@@ -156,7 +156,7 @@ def write_settings(root: Path, settings: StoreSettings) -> None:
     write_atomically(root / FILE, settings.to_toml().encode())
 
 
-def _toml(value: str | bool | float) -> str:
+def _toml(value: str | bool | int | float) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from rich.console import Console
 
-from bushcraft.errors import RunError
+from bushcraft.errors import RunError, UnreachableError
 from bushcraft.ledger.events import Event
 from bushcraft.model.flops import training_flops
 from bushcraft.model.transformer import Model, build_model
@@ -26,6 +26,9 @@ from bushcraft.train.session import Session
 from bushcraft.train.step import StepResult
 from bushcraft.train.step_data import StepData, gather_step
 from bushcraft.train.stop import Stopped, StopRequest
+
+LAST_SAVE_PAUSES = (2.0, 10.0, 60.0)
+"""Seconds between the tries to save the end of a run where a provider does not answer."""
 
 
 def train(session: Session, console: Console, stop: StopRequest) -> Judgement | None:
@@ -174,8 +177,19 @@ def _finish_save(session: Session, progress: Progress) -> None:
 
 
 def _save_now(session: Session, progress: Progress) -> None:
-    """A durable checkpoint of this position. Errors: what it failed of."""
+    """A durable checkpoint of this position, tried again where a provider is silent. Errors: what it failed of."""
     _finish_save(session, progress)
+    for pause in LAST_SAVE_PAUSES:
+        try:
+            _save_last(session, progress)
+            return
+        except UnreachableError:
+            progress.busy(f"trying to save again in {pause:g} s")
+            time.sleep(pause)
+    _save_last(session, progress)
+
+
+def _save_last(session: Session, progress: Progress) -> None:
     if not session.saving.is_durable(session.position):
         with session.ledger.clock.phase("save"):
             session.begin_save()
