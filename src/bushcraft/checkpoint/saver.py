@@ -18,12 +18,13 @@ from pathlib import Path
 import psutil
 
 from bushcraft.checkpoint.manifest import TensorEntry
+from bushcraft.checkpoint.mirror_request import MirrorRequest
 from bushcraft.checkpoint.placement import Block, file_sizes, place
-from bushcraft.checkpoint.saver_process import Published, PublishRequest, WriteRequest, Written
+from bushcraft.checkpoint.saver_process import Published, PublishRequest, ServeRequest, WriteRequest, Written
 from bushcraft.checkpoint.snapshot import Snapshot
 from bushcraft.errors import CheckpointError, RunError, StoreError
 from bushcraft.parallel.box import Part
-from bushcraft.store.memory import SHARED_MEMORY, memory_root
+from bushcraft.store.memory import memory_root, shared_memory
 from bushcraft.store.workspace import Store
 
 LOCK = "saver.lock"
@@ -52,13 +53,14 @@ class Saver:
     def __init__(self, store: Store, run: str, rank: int, n_snapshots: int) -> None:
         self._store = store
         self._lock = store.runs / run / LOCK
-        root = memory_root(store.root, run) if os.access(SHARED_MEMORY, os.W_OK) else store.runs / run / "snapshots"
+        root = memory_root(store.root, run) if os.access(shared_memory(), os.W_OK) else store.runs / run / "snapshots"
         self._run = run
         self._snapshots = [Snapshot(root / "slots" / f"{rank}-{number}") for number in range(n_snapshots)]
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._outcome: Written | Published | None = None
         self._preparing: threading.Thread | None = None
+        self._serving: ServeRequest | None = None
         self.busy = False
         """Whether a request is not answered yet."""
         self.stall = 0.0
@@ -130,6 +132,22 @@ class Saver:
         """Publish what all ranks have written."""
         self._request(request)
 
+    def serve(self, host: str, token: str) -> str | None:
+        """Give other nodes what this node's memory depot has: at which "HOST:PORT"; None if that cannot be."""
+        try:
+            address = _served(self._connect(), ServeRequest(f"{host}:0", token))
+        except (EOFError, OSError):
+            self._died()
+            return None
+        self._serving = ServeRequest(address, token) if address else None
+        return address
+
+    def mirror(self, request: MirrorRequest) -> None:
+        """Have the process mirror another node, if it serves; nobody waits for it."""
+        if self._serving is not None and self._connection is not None:
+            with contextlib.suppress(OSError):  # it died: the next one mirrors the next checkpoint
+                self._connection.send(request)
+
     def outcome(self, seconds: float = 0.0) -> Written | Published | None:
         """What became of the last request; None if that is not known after `seconds`."""
         if self.busy and self._connection is not None:
@@ -162,7 +180,7 @@ class Saver:
             try:
                 self._connect().send(request)
                 return
-            except OSError:  # it died since; another one is started
+            except (EOFError, OSError):  # it died since; another one is started
                 self._died()
         self._outcome, self.busy = Published(None, self._died()), False
 
@@ -178,6 +196,8 @@ class Saver:
                     start_new_session=True,  # it outlives a trainer that is killed with its group
                 )
             self._connection = Connection(ours.detach())
+            if self._serving is not None:  # at the address that the other nodes know
+                _served(self._connection, self._serving)
         return self._connection
 
     def _died(self) -> CheckpointError:
@@ -191,3 +211,9 @@ class Saver:
         return CheckpointError(
             f"the process that saves has ended with code {code}", "Another one saves next; look at the kernel's log"
         )
+
+
+def _served(connection: Connection, request: ServeRequest) -> str | None:
+    connection.send(request)
+    address: str | None = connection.recv().address
+    return address

@@ -2,6 +2,7 @@
 
 It is another process, so that it never holds the trainer's interpreter, and it outlives a trainer that is killed: the
 save in hand is brought to its end. While it has one it holds a lock, for which the next trainer of the run waits.
+That of a node's first rank mirrors the memory of another node as well (`mirror.py`), where there are several.
 
 Its arguments: the descriptor of the connection, the store, the lock, the run.
 """
@@ -14,14 +15,20 @@ import sys
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from bushcraft.checkpoint.contents import tensor_objects
 from bushcraft.checkpoint.manifest import CheckpointManifest, TensorEntry, read_manifest, write_manifest
+from bushcraft.checkpoint.mirror_request import InMemory, MirrorRequest
 from bushcraft.checkpoint.objects import Known, Piece, assemble, known_chunks, write_files
 from bushcraft.errors import BushcraftError, StoreError
-from bushcraft.store.depot import Depot, object_name
+from bushcraft.store.depot import Depot
 from bushcraft.store.local import LocalDepot
 from bushcraft.store.memory import create_memory, keep_only
 from bushcraft.store.workspace import Store
+
+if TYPE_CHECKING:
+    from bushcraft.checkpoint.mirror import Mirror
 
 NICENESS = 5
 """Training comes first where cores are short."""
@@ -64,6 +71,10 @@ class Written:
     in_memory: dict[str, TensorEntry]
     failure: StoreError | None
     """Why they are not durable."""
+    linked: dict[str, int]
+    """Object → bytes: what the memory depot of this node has of it."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the mirror."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,28 @@ class Published:
 
     name: str | None
     failure: BushcraftError | None = None
+    in_memory: InMemory | None = None
+    """Where other nodes find it; None if it is not in memory."""
+
+
+@dataclass(frozen=True)
+class ServeRequest:
+    """Give other nodes, which know the token, what this node's memory depot has. Answered by `Serving`."""
+
+    address: str
+    """HOST:PORT; port 0: any."""
+    token: str
+
+
+@dataclass(frozen=True)
+class Serving:
+    """HOST:PORT, or None if there is no memory depot, or that address cannot be had."""
+
+    address: str | None
+
+
+Request = WriteRequest | PublishRequest | ServeRequest
+Answer = Written | Published | Serving
 
 
 def main() -> None:
@@ -86,6 +119,9 @@ def main() -> None:
         while True:
             try:
                 request = connection.recv()
+                if isinstance(request, MirrorRequest):
+                    server.follow(request)
+                    continue
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 answer = server.answer(request)
                 fcntl.flock(lock, fcntl.LOCK_UN)
@@ -100,10 +136,18 @@ class Server:
     def __init__(self, store: Store, memory: LocalDepot | None) -> None:
         self._depot: Depot = store.depot
         self._memory = memory
+        self._mirror: Mirror | None = None
         self._last: dict[str, TensorEntry] = {}
 
-    def answer(self, request: WriteRequest | PublishRequest) -> Written | Published:
+    def follow(self, request: MirrorRequest) -> None:
+        """Mirror that checkpoint beside what else there is to do; there is no answer."""
+        if self._mirror is not None:
+            self._mirror.follow(request)
+
+    def answer(self, request: Request) -> Answer:
         """What the request asks for; failures are part of the answer."""
+        if isinstance(request, ServeRequest):
+            return self._serve(request)
         if isinstance(request, PublishRequest):
             return self._publish(request)
         written = self._write(request)
@@ -118,16 +162,29 @@ class Server:
             )
         )
 
+    def _serve(self, request: ServeRequest) -> Serving:
+        from bushcraft.checkpoint.mirror import Mirror  # with a server: where there is one node, we start without it
+
+        if self._memory is None:
+            return Serving(None)
+        try:
+            self._mirror = Mirror(self._memory, request.address, request.token)
+        except StoreError:
+            return Serving(None)
+        return Serving(self._mirror.address)
+
     def _write(self, request: WriteRequest) -> Written:
         files = write_files(self._depot, list(request.paths), request.pieces, self._known_of(request))
+        linked: dict[str, int] = {}
         if self._memory:
             with contextlib.suppress(OSError, StoreError):  # a restart is slower then
                 for path, file in zip(request.paths, files, strict=True):
                     _link(path, self._memory, file.whole)
+                    linked[file.whole] = path.stat().st_size
         failure = next((file.failure for file in files if file.failure), None)
         entries, in_memory = (assemble(request.entries, files, whole) for whole in (False, True))
         self._last = entries if failure is None else {}
-        return Written(entries, in_memory, failure)
+        return Written(entries, in_memory, failure, linked, self._mirror.notes() if self._mirror else ())
 
     def _known_of(self, request: WriteRequest) -> Known:
         if request.previous is None:
@@ -149,33 +206,32 @@ class Server:
                 name = write_manifest(self._depot, request.manifest)
             except BushcraftError as error:
                 failure = error
-        self._remember(request, is_durable=name is not None)
-        return Published(name, failure)
+        return Published(name, failure, self._remember(request, is_durable=name is not None))
 
-    def _remember(self, request: PublishRequest, is_durable: bool) -> None:
+    def _remember(self, request: PublishRequest, is_durable: bool) -> InMemory | None:
         """Publish in memory what is there; a memory that is full only makes a restart slower."""
         if self._memory is None:
-            return
+            return None
         ref = f"checkpoints/{request.manifest.run}"
-        with contextlib.suppress(BushcraftError):
-            for blob in request.blobs:
-                self._memory.put_bytes(blob)
+        try:
+            sizes = {self._memory.put_bytes(blob): len(blob) for blob in request.blobs}
             number = max((number for number, _ in self._depot.ref_values(ref)), default=0) + (not is_durable)
-            write_manifest(_Numbered(self._memory.root, number), request.in_memory)
-            needed: set[str] = set()
-            for number, name in self._memory.history(ref):
-                objects = self._objects_of(name)
-                if all(map(self._memory.has, objects)):
-                    needed |= objects | {name}
-                else:
-                    self._memory.remove_ref(ref, number, name)
-            keep_only(self._memory, needed | set(map(object_name, request.blobs)))
+            name = write_manifest(_Numbered(self._memory.root, number), request.in_memory)
+            if self._mirror is None:  # else it knows which part is this node's
+                self._keep_whole_ones(self._memory, ref, set(sizes))
+            return InMemory(number, name, {**sizes, name: self._memory.size(name)})
+        except BushcraftError:
+            return None
 
-    def _objects_of(self, name: str) -> set[str]:
-        """The tensors' objects of a checkpoint in memory."""
-        assert self._memory is not None
-        tensors = read_manifest(self._memory, name).tensors
-        return {chunk.object for entry in tensors.values() for chunk in entry.chunks}
+    def _keep_whole_ones(self, memory: LocalDepot, ref: str, blobs: set[str]) -> None:
+        needed: set[str] = set()
+        for number, name in memory.history(ref):
+            objects = set(tensor_objects(read_manifest(memory, name)))
+            if all(map(memory.has, objects)):
+                needed |= objects | {name}
+            else:
+                memory.remove_ref(ref, number, name)
+        keep_only(memory, needed | blobs)
 
 
 class _Numbered(LocalDepot):

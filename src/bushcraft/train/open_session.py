@@ -30,17 +30,18 @@ from bushcraft.parallel.parallel_model import ParallelModel
 from bushcraft.parallel.ranks import Ranks, rank_device
 from bushcraft.parallel.world import World
 from bushcraft.store.depot import Depot
-from bushcraft.store.memory import open_memory, read_first
 from bushcraft.store.workspace import Store
 from bushcraft.train.calibrate import sequences_in
 from bushcraft.train.heap import keep_freed_memory
 from bushcraft.train.layout import checked_layout
 from bushcraft.train.load_model import find_model
+from bushcraft.train.memory_tier import with_memory
 from bushcraft.train.objective import check_vocabulary, microbatches, objective_tokens
 from bushcraft.train.open_data import Datasets, open_datasets, open_loader, open_objective
 from bushcraft.train.optimizer import Optimizer
 from bushcraft.train.peak import fastest_precision
 from bushcraft.train.recipe import Recipe
+from bushcraft.train.ring import Nodes, find_nodes, open_ring
 from bushcraft.train.run_record import (
     RunRecord,
     change_data,
@@ -67,15 +68,12 @@ def open_session(store: Store, recipe: Recipe, say: Say, world: World | None = N
         record, history = ranks.first(lambda: _take_hold(store, recipe, say, held, ranks))
         ledger = held[0] if held else SilentLedger(recipe.run.name, history)
         ledger.clock.enter("init")
-        with ledger.clock.phase("load"):
-            found = _find_checkpoint(store, recipe.run.name, ledger, say, ranks)
-        position = found[1].position if found else 0
-        changed = changed_keys(present_recipe(ledger.history, recipe.run.name), recipe)
-        if changed:
-            change = ledger.append("change", position, durable=True, **change_data(recipe, changed))
-            ledger.history.append(change)
-            say(f"from position {position} on: " + ", ".join(f"{k}: {a} → {b}" for k, (a, b) in changed.items()))
-        return _build(store, ledger, ranks, layout, record, recipe, found, say)
+        nodes = find_nodes(world, ranks)
+        with with_memory(store, recipe.run.name, nodes, ranks) as depot:
+            with ledger.clock.phase("load"):
+                found = _find_checkpoint(depot, recipe.run.name, ledger, say, ranks)
+            _note_changes(ledger, recipe, found[1].position if found else 0, say)
+            return _build(store, depot, ledger, ranks, nodes, layout, record, recipe, found, say)
     except BaseException:
         for ledger in held:
             ledger.close()
@@ -106,21 +104,24 @@ def _take_hold(
     return record, ledger.history
 
 
+def _note_changes(ledger: Ledger, recipe: Recipe, position: int, say: Say) -> None:
+    changed = changed_keys(present_recipe(ledger.history, recipe.run.name), recipe)
+    if changed:
+        change = ledger.append("change", position, durable=True, **change_data(recipe, changed))
+        ledger.history.append(change)
+        say(f"from position {position} on: " + ", ".join(f"{k}: {a} → {b}" for k, (a, b) in changed.items()))
+
+
 def _find_checkpoint(
-    store: Store, name: str, ledger: Ledger, say: Say, ranks: Ranks
+    depot: Depot, name: str, ledger: Ledger, say: Say, ranks: Ranks
 ) -> tuple[str, CheckpointManifest] | None:
-    """The newest whole checkpoint; each rank reads a part of it."""
+    """The newest whole checkpoint that `depot` has; each rank reads a part of it."""
 
     def verified(depot: Depot, checkpoint: str) -> CheckpointManifest:
         share = (ranks.rank, ranks.world_size)
         return ranks.together(lambda: verify(depot, checkpoint, share)[0])[0]
 
-    return newest(_with_memory(store, name), name, lambda bad, error: _pass_over(ledger, say, bad, error), verified)
-
-
-def _with_memory(store: Store, run: str) -> Depot:
-    """The store's depot, behind what the last process of this run has left in this machine's memory."""
-    return read_first(open_memory(store.root, run), store.depot, store.root)
+    return newest(depot, name, lambda bad, error: _pass_over(ledger, say, bad, error), verified)
 
 
 def _durable(store: Store, found: tuple[str, CheckpointManifest] | None) -> Saved | None:
@@ -191,8 +192,10 @@ def first_record(store: Store, recipe: Recipe, datasets: Datasets, ranks: Ranks)
 
 def _build(
     store: Store,
+    depot: Depot,
     ledger: Ledger,
     ranks: Ranks,
+    nodes: Nodes | None,
     layout: Layout,
     record: RunRecord,
     recipe: Recipe,
@@ -221,12 +224,12 @@ def _build(
     reader = StepReader(recipe, loader, objective, layout, layout.coordinate(ranks.rank), record.receipts)
     saver = Saver(store, recipe.run.name, ranks.rank, recipe.checkpoint.snapshots)
     newest_durable = ranks.first(lambda: _durable(store, found))
-    saving = Saving(saver, ranks, ledger, say, recipe.checkpoint.max_age_minutes, newest_durable)
+    ring = open_ring(nodes, ranks, saver, say)
+    saving = Saving(saver, ranks, ledger, say, recipe.checkpoint.max_age_minutes, newest_durable, ring)
     session = Session(store, ledger, ranks, record, recipe, reader, parallel, optimizer, saving)
     if found:
         with ledger.clock.phase("load"):
-            memory = _with_memory(store, recipe.run.name)
-            ranks.together(lambda: session.restore(memory, *found))
+            ranks.together(lambda: session.restore(depot, *found))
     saving.prepare(session.parts())
     ledger.append(
         "start",

@@ -17,6 +17,7 @@ from bushcraft.errors import BushcraftError, CheckpointError
 from bushcraft.ledger.ledger import Ledger, Sealed
 from bushcraft.parallel.box import Part
 from bushcraft.parallel.ranks import Ranks
+from bushcraft.train.ring import Ring
 
 Say = Callable[[str], None]
 
@@ -36,17 +37,25 @@ class _InHand:
     sealed: Sealed
     request: PublishRequest
     began: float
-    publishing: bool = False
-    """Whether all ranks have written, and the first one publishes."""
+    written: tuple[Written, ...] = ()
+    """By rank, once all have written: then the first one publishes."""
 
 
 class Saving:
     """Begins saves, follows them at step boundaries, and waits for the last one."""
 
     def __init__(
-        self, saver: Saver, ranks: Ranks, ledger: Ledger, say: Say, max_age_minutes: float, newest: Saved | None
+        self,
+        saver: Saver,
+        ranks: Ranks,
+        ledger: Ledger,
+        say: Say,
+        max_age_minutes: float,
+        newest: Saved | None,
+        ring: Ring | None = None,
     ) -> None:
         self._saver, self._ranks, self._ledger, self._say = saver, ranks, ledger, say
+        self._ring = ring
         self._max_age = 60 * max_age_minutes
         self._not_durable_since: float | None = None
         """When the first save began after the newest durable checkpoint."""
@@ -112,7 +121,7 @@ class Saving:
         Errors: `CheckpointError` when the newest durable checkpoint is too old.
         """
         if self._in_hand is not None and not busy:
-            if self._in_hand.publishing:
+            if self._in_hand.written:
                 self._conclude(self._ranks.first(self._published))
             else:
                 self._all_have_written(self._ranks.gathered(self._saver.outcome()))
@@ -140,14 +149,16 @@ class Saving:
         if ended is not None:  # a single rank has published, or a saver has died
             self._conclude(ended)
             return
-        written = [outcome for outcome in outcomes if isinstance(outcome, Written)]
-        self._in_hand = replace(self._in_hand, publishing=True)
+        written = tuple(outcome for outcome in outcomes if isinstance(outcome, Written))
+        for note in dict.fromkeys(note for of_rank in written for note in of_rank.notes):
+            self._say(note)
+        self._in_hand = replace(self._in_hand, written=written)
         try:
             self._ranks.first(lambda: self._publish(written))
         except BushcraftError as error:
             self._conclude(Published(None, error))
 
-    def _publish(self, written: list[Written]) -> None:
+    def _publish(self, written: tuple[Written, ...]) -> None:
         assert self._in_hand is not None
         request = self._in_hand.request
         self._saver.publish(
@@ -169,6 +180,8 @@ class Saving:
         assert in_hand is not None
         self._failure = published.failure
         self.seconds = time.monotonic() - in_hand.began
+        if self._ring is not None and published.in_memory is not None:
+            self._ring.mirror(self._saver, in_hand.request.manifest, in_hand.written, published.in_memory)
         if published.name is None:
             reason = published.failure.message if published.failure else "nobody knows why"
             self._ledger.append("checkpoint", in_hand.position, failed=reason, step=in_hand.step)

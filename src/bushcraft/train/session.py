@@ -125,7 +125,7 @@ class Session:
     def close(self, ended_well: bool) -> None:
         """Let another process have the run; `ended_well`: all of it is durable."""
         self.saving.close(ended_well)
-        if ended_well and self.ranks.is_first:
+        if ended_well and self.ranks.local_rank == 0:
             remove_memory(self.store.root, self.recipe.run.name)
         self.ledger.close()
 
