@@ -1,6 +1,6 @@
 """Runs over ranks of several simulated nodes: each node has a memory of its own, and loses it where a test says.
 
-Rank i is the only rank of node i; the nodes share a disk, as on a cluster's file system.
+Each has as many ranks as the others; the nodes share a disk, as on a cluster's file system.
 """
 
 import multiprocessing
@@ -18,6 +18,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from bushcraft.checkpoint.contents import tensor_objects
+from bushcraft.checkpoint.manifest import read_manifest
 from bushcraft.ledger.events import Event
 from bushcraft.ledger.ledger import read_ledger
 from bushcraft.parallel.whole_model import whole_tensors
@@ -39,7 +41,7 @@ EVERY = 5 * BATCH
 
 @dataclass(frozen=True)
 class Crash:
-    """At this position, when the nodes' memories hold so many checkpoints' parts and mirrors, all ranks are killed."""
+    """At this position, when the newest checkpoint is mirrored everywhere, all ranks are killed."""
 
     position: int
     unwritable_from: int
@@ -57,10 +59,11 @@ class Found:
 
 
 class Cluster:
-    """`n` nodes of one rank with a store; `memory(node)` is where the node's memory file system lies."""
+    """`n` nodes with a store; `memory(node)` is where the node's memory file system lies."""
 
-    def __init__(self, store: Store, name: str, n: int, memories: Path) -> None:
+    def __init__(self, store: Store, name: str, n: int, memories: Path, ranks_per_node: int = 1) -> None:
         self.store, self.name, self.n, self._memories = store, name, n, memories
+        self.ranks_per_node = ranks_per_node
         for node in range(n):
             self.memory(node).mkdir(parents=True)
 
@@ -84,8 +87,11 @@ class Cluster:
         meeting = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         ours, theirs = context.Pipe(duplex=False)
         ranks = []
-        for rank in range(self.n):
-            world = World(rank, self.n, 0, 1, "127.0.0.1", meeting.port, store_is_hosted=True)
+        per_node = self.ranks_per_node
+        for rank in range(self.n * per_node):
+            world = World(
+                rank, self.n * per_node, rank % per_node, per_node, "127.0.0.1", meeting.port, store_is_hosted=True
+            )
             process = context.Process(target=_rank, args=(world, self, crash, theirs), daemon=True)
             process.start()
             ranks.append(process)
@@ -100,14 +106,14 @@ class Cluster:
             for process in ranks:
                 process.join(PATIENCE.total_seconds() if messages else 1)
                 process.kill()
-        assert [process.exitcode for process in ranks] == self.n * [-signal.SIGKILL if crash else 0]
+        assert [process.exitcode for process in ranks] == len(ranks) * [-signal.SIGKILL if crash else 0]
         events = read_ledger(self.store.runs / self.name, self.name)
         opened, said, *closed = messages
         return Found(events, opened, closed[0] if closed else None, said)
 
 
 def _rank(world: World, cluster: Cluster, crash: Crash | None, end: Connection) -> None:
-    os.environ[MEMORY_VARIABLE] = str(cluster.memory(world.rank))
+    os.environ[MEMORY_VARIABLE] = str(cluster.memory(world.rank // cluster.ranks_per_node))
     torch.set_num_threads(1)
     join(world, "cpu", PATIENCE)
     settings = [*COMMON, f"checkpoint.every_sequences={EVERY}", f"run.name={cluster.name}"]
@@ -140,17 +146,20 @@ def _rank(world: World, cluster: Cluster, crash: Crash | None, end: Connection) 
 
 
 def _all_mirrored(cluster: Cluster) -> bool:
-    """Whether each node has what the ranks of the node before it have linked last."""
-    found = [dict(cluster.depot(node).objects()) for node in range(cluster.n)]
-    refs = [cluster.depot(node).latest(f"checkpoints/{cluster.name}") for node in range(cluster.n)]
-    return (
-        None not in refs
-        and len(set(refs)) == 1
-        and all(
-            any(found[node - 1][name] == size and name in found[node] for name, size in found[node - 1].items())
-            for node in range(cluster.n)
-        )
-    )
+    """Whether each node has the newest manifest, and what the ranks of the node before it have for it."""
+    depots = [cluster.depot(node) for node in range(cluster.n)]
+    names = {depot.latest(f"checkpoints/{cluster.name}") for depot in depots}
+    if None in names or len(names) > 1:
+        return False
+    manifest = read_manifest(depots[0], str(names.pop()))
+    of_node = [_linked(depot) & set(tensor_objects(manifest)) for depot in depots]
+    assert set.union(*of_node) == set(tensor_objects(manifest))
+    return all(all(map(depots[node].has, of_node[node - 1])) for node in range(cluster.n))
+
+
+def _linked(depot: LocalDepot) -> set[str]:
+    """The objects that are ranks' own copies."""
+    return {name for name, _ in depot.objects() if depot.path(name).stat().st_nlink > 1}
 
 
 def _digests(session: Session) -> Digests:

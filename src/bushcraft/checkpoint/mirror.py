@@ -15,7 +15,7 @@ import psutil
 from bushcraft.checkpoint.mirror_request import MirrorRequest
 from bushcraft.errors import StoreError
 from bushcraft.store.local import LocalDepot
-from bushcraft.store.memory import remove_copies
+from bushcraft.store.memory import add_newest, remove_copies
 from bushcraft.store.mend import copy_object
 from bushcraft.store.node_memory import NodeMemory
 from bushcraft.store.peer_server import PeerServer
@@ -67,7 +67,7 @@ class Mirror:
         try:
             self._copy(request.first, request.checkpoint.sizes)
             checkpoint = request.checkpoint
-            self._memory.add_ref(f"checkpoints/{request.run}", checkpoint.number, checkpoint.manifest)
+            add_newest(self._memory, f"checkpoints/{request.run}", checkpoint.number, checkpoint.manifest)
             self._there.append(request)
             if self._has_room(request):
                 self._copy(request.partner, request.partners)

@@ -24,7 +24,7 @@ from bushcraft.checkpoint.objects import Known, Piece, assemble, known_chunks, w
 from bushcraft.errors import BushcraftError, StoreError
 from bushcraft.store.depot import Depot
 from bushcraft.store.local import LocalDepot
-from bushcraft.store.memory import create_memory, keep_only
+from bushcraft.store.memory import add_newest, create_memory, keep_only
 from bushcraft.store.workspace import Store
 
 if TYPE_CHECKING:
@@ -215,13 +215,21 @@ class Server:
         ref = f"checkpoints/{request.manifest.run}"
         try:
             sizes = {self._memory.put_bytes(blob): len(blob) for blob in request.blobs}
-            number = max((number for number, _ in self._depot.ref_values(ref)), default=0) + (not is_durable)
+            number = self._number_of(self._memory, ref, is_durable)
             name = write_manifest(_Numbered(self._memory.root, number), request.in_memory)
             if self._mirror is None:  # else it knows which part is this node's
                 self._keep_whole_ones(self._memory, ref, set(sizes))
             return InMemory(number, name, {**sizes, name: self._memory.size(name)})
         except BushcraftError:
             return None
+
+    def _number_of(self, memory: LocalDepot, ref: str, is_durable: bool) -> int:
+        """The number that the newest has in the store; of what it has not taken, one after all that are known."""
+        stored: list[tuple[int, str]] = []
+        with contextlib.suppress(StoreError):  # it does not answer, which is why we are asked
+            stored = self._depot.ref_values(ref)
+        known = stored if is_durable else [*stored, *memory.ref_values(ref)]
+        return max((number for number, _ in known), default=0) + (not is_durable)
 
     def _keep_whole_ones(self, memory: LocalDepot, ref: str, blobs: set[str]) -> None:
         needed: set[str] = set()
@@ -235,14 +243,14 @@ class Server:
 
 
 class _Numbered(LocalDepot):
-    """Publishes under the number that the checkpoint has, or would have, in the store."""
+    """Publishes under a number that counts with the store's."""
 
     def __init__(self, root: Path, number: int) -> None:
         super().__init__(root, "memory")
         self._number = number
 
     def publish(self, ref: str, name: str) -> int:
-        self.add_ref(ref, self._number, name)
+        add_newest(self, ref, self._number, name)
         return self._number
 
 

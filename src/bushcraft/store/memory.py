@@ -77,6 +77,17 @@ def settings_of(depot: Depot) -> StoreSettings:
     return StoreSettings(depots=(DepotSettings(name=depot.name, url=str(depot)),))
 
 
+def add_newest(memory: LocalDepot, ref: str, number: int, name: str) -> None:
+    """Publish under a number that counts with the store's. Those of as high a number are older: no store took them.
+
+    Errors: `StoreError`.
+    """
+    memory.add_ref(ref, number, name)
+    for other in memory.ref_values(ref):
+        if other[0] >= number and other != (number, name):
+            memory.remove_ref(ref, *other)
+
+
 def keep_only(memory: LocalDepot, names: set[str]) -> None:
     """Remove all other objects. Errors: `StoreError`."""
     for name, _ in list(memory.objects()):
