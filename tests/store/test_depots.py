@@ -242,3 +242,19 @@ def test_wrong_settings_are_refused_in_one_line_without_the_secret(tmp_path: Pat
     with pytest.raises(StoreError, match=told) as refused:
         read_settings(tmp_path)
     assert "s3cret" not in str(refused.value)
+
+
+def test_a_depot_that_cannot_hold_all_is_not_filled_by_reads_or_writes(tmp_path: Path) -> None:
+    store = depots(tmp_path, copies=1, off_provider=1)
+    partial = tuple(one.model_copy(update={"complete": one.name == "c"}) for one in store.settings.depots)
+    store = Depots(store.members, store.settings.model_copy(update={"depots": partial}), tmp_path)
+    name = store.put_bytes(b"terabytes")
+    store.publish("r", name)
+    assert store.read(name) == b"terabytes"
+    store.background.wait()
+    assert [member.name for member in store.members if member.has(name)] == ["c"]
+    assert not any(store.lags.values())
+    named(store, "a").store_bytes(name, b"t3rabytes")
+    assert store.read(name) == b"terabytes"
+    store.background.wait()
+    assert named(store, "a").read(name) == b"terabytes", "what is there and bad is mended all the same"

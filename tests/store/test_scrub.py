@@ -152,3 +152,16 @@ def test_a_store_that_is_opened_anew_has_its_depots(tmp_path: Path) -> None:
     again = Store.open(tmp_path)
     assert isinstance(again.depot, Depots)
     assert {name: again.depot.read(name) for name in objects} == objects
+
+
+def test_what_a_partial_depot_lacks_is_no_damage(tmp_path: Path) -> None:
+    store = three_depots(tmp_path)
+    fill(store, 20, 0)
+    depots = depots_of(store)
+    partial = tuple(one.model_copy(update={"complete": one.name != "b"}) for one in depots.settings.depots)
+    for name, _ in list(directory(store, "b").objects()):
+        directory(store, "b").remove_object(name)
+    settings = depots.settings.model_copy(update={"depots": partial})
+    report = scrub(store.root, Depots(depots.members, settings, store.root))
+    assert report.damages == 0
+    assert list(directory(store, "b").objects()) == []

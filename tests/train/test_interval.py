@@ -64,7 +64,7 @@ def test_a_save_has_ended_before_the_next_is_due() -> None:
 
 def test_without_an_interval_in_the_recipe_the_first_save_measures_what_one_costs() -> None:
     clock = Clock()
-    due = CheckpointDue(CheckpointConfig(), 0, [], clock)
+    due = CheckpointDue(CheckpointConfig(), 0, [event("run", 0, 0.1)], 0, clock)
     assert not due.at(8)
     clock.now = FIRST
     assert due.at(16)
@@ -76,7 +76,7 @@ def test_without_an_interval_in_the_recipe_the_first_save_measures_what_one_cost
 
 def test_an_interval_in_the_recipe_is_kept() -> None:
     clock = Clock()
-    due = CheckpointDue(CheckpointConfig(every_minutes=5.0), 0, [], clock)
+    due = CheckpointDue(CheckpointConfig(every_minutes=5.0), 0, [], 0, clock)
     due.ended(cost=100.0, save_seconds=3.0)
     clock.now = 299.0
     assert not due.at(8)
@@ -85,7 +85,7 @@ def test_an_interval_in_the_recipe_is_kept() -> None:
 
 
 def test_positions_are_crossed_whatever_the_steps_are() -> None:
-    due = CheckpointDue(CheckpointConfig(every_sequences=24), 0, [], Clock())
+    due = CheckpointDue(CheckpointConfig(every_sequences=24), 0, [], 0, Clock())
     saved = []
     for position in range(10, 100, 10):
         if due.at(position):

@@ -21,6 +21,9 @@ def init(
     depot: Annotated[list[str] | None, typer.Option(help="NAME=URL: a directory, s3://…, gs://… or az://….")] = None,
     provider: Annotated[list[str] | None, typer.Option(help="NAME=PROVIDER: who could lose that depot.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="NAME.KEY=VALUE: how its endpoint is reached.")] = None,
+    partial: Annotated[
+        list[str] | None, typer.Option(help="NAME: has only what is written to it, as a disk that cannot hold all.")
+    ] = None,
     copies: Annotated[int | None, typer.Option(help="Depots that have a thing before it is published.")] = None,
     off_provider: Annotated[int | None, typer.Option(help="Of these, at another provider than the first.")] = None,
     store: StoreOption = None,
@@ -34,7 +37,9 @@ def init(
     urls = {
         name: url if "://" in url else str(Path(url).absolute()) for name, url in pairs(depot or [], "--depot").items()
     }
-    settings = initialise(root, urls, pairs(provider or [], "--provider"), _options(option or []), copies, off_provider)
+    settings = initialise(
+        root, urls, pairs(provider or [], "--provider"), _options(option or []), copies, off_provider, partial or []
+    )
     if json:
         return print_json({"store": str(root), **settings.model_dump()})
     rows = [[one.name, one.provider, one.url] for one in settings.depots]

@@ -116,7 +116,7 @@ class Depots(Depot):
                 if member in self.members:
                     failures.append((member, error))
                 continue
-            self.background.mend(name, failures)
+            self._mend(name, failures)
             return
         raise _worst(name, failures)
 
@@ -185,8 +185,7 @@ class Depots(Depot):
                 waiting.append(member)
         if not self.settings.kept(there):
             raise self._too_few(f"reference {ref}", there, failures)
-        for member in waiting:
-            self.lags[member.name].add(late)
+        self._follow(waiting, late)
         self.background.follow()
 
     def ref_values(self, ref: str) -> list[tuple[int, str]]:
@@ -217,8 +216,13 @@ class Depots(Depot):
         if not self.settings.kept(there):
             raise self._too_few(f"object {name}", there, failures)
         late = Late(name, size, time.time())
-        for member in [*waiting, *(member for member, _ in failures)]:
-            self.lags[member.name].add(late)
+        self._follow([*waiting, *(member for member, _ in failures)], late)
+
+    def _follow(self, members: list[Depot], late: Late) -> None:
+        """Note what these depots have not got yet, if it belongs there."""
+        for member in members:
+            if self.settings.is_complete(member.name):
+                self.lags[member.name].add(late)
 
     def _still_needed(self, waiting: list[Depot], there: set[str]) -> list[Depot]:
         """As few of the depots, the first ones, as make the policy whole; all of them if they do not."""
@@ -290,7 +294,7 @@ class Depots(Depot):
                     source.keep(name, *piece, data)
         if data is None:
             raise _worst(name, failures)
-        self.background.mend(name, failures)
+        self._mend(name, failures)
         return data
 
     def _from_depots(
@@ -316,6 +320,15 @@ class Depots(Depot):
 
     def _took(self, depot: Depot, seconds: float) -> None:
         self._seconds[depot.name] = 0.9 * self._seconds.get(depot.name, seconds) + 0.1 * seconds
+
+    def _mend(self, name: str, failures: list[tuple[Depot, StoreError]]) -> None:
+        """Mend the copies that were bad, and those that were missing where they belong."""
+        damaged = [
+            (member, error)
+            for member, error in failures
+            if self.settings.is_complete(member.name) or not isinstance(error, MissingObjectError)
+        ]
+        self.background.mend(name, damaged)
 
     def _from_sources(self, name: str, piece: tuple[int, int], good: Check) -> bytes | None:
         for number, source in enumerate(self.sources):

@@ -70,9 +70,10 @@ def _catch_up(depots: Depots, member: Depot, progress: Callable[[str, int, LagSu
 
 
 def _note(depots: Depots, depot: str, late: list[Late]) -> int:
-    if late:
+    if late and depots.settings.is_complete(depot):
         depots.lags[depot].add(*late)
-    return len(late)
+        return len(late)
+    return 0
 
 
 def _values(depot: Depot) -> set[tuple[str, int, str]]:

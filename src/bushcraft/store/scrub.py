@@ -221,6 +221,8 @@ class _Scrub:
             self._give_up(member, problem)
             return
         if isinstance(problem, MissingObjectError):
+            if not self._depots.settings.is_complete(member.name):
+                return
             if name in self._late[member.name]:
                 report.late += 1
                 return
@@ -250,6 +252,8 @@ class _Scrub:
         values = {member.name: self._values(member) for member in self._depots.members}
         union = set[tuple[str, int, str]]().union(*values.values())
         for member in self._answering:
+            if not self._depots.settings.is_complete(member.name):
+                continue
             report = self._reports[member.name]
             for ref, number, name in sorted(union - values[member.name]):
                 if (ref, number, name) in self._late[member.name]:

@@ -51,6 +51,9 @@ class DepotSettings(_Section):
     """A directory (from the store's root), or s3://bucket/prefix, gs://bucket/prefix, az://container/prefix."""
     provider: str = "here"
     """Who could lose it: copies at two providers survive the loss of one."""
+    complete: bool = True
+    """Whether all objects of the store belong there; false for a disk that cannot hold them: it has what is written
+    to it, and what it lacks is no damage."""
     options: dict[str, str | bool | int | float] = Field(default_factory=dict)
     """Of the endpoint: endpoint, region, virtual_hosted, allow_http, credentials."""
 
@@ -120,6 +123,10 @@ class StoreSettings(_Section):
         away = sum(depot.provider != self.depots[0].provider for depot in there)
         return len(there) >= self.copies and away >= self.off_provider
 
+    def is_complete(self, name: str) -> bool:
+        """Whether all objects belong into the depot of that name."""
+        return all(depot.complete for depot in self.depots if depot.name == name)
+
     def to_toml(self) -> str:
         """The file's text."""
         lines = [f"copies = {self.copies}", f"off_provider = {self.off_provider}"]
@@ -129,6 +136,8 @@ class StoreSettings(_Section):
                 "[[depots]]",
                 *(f"{key} = {_toml(getattr(depot, key))}" for key in ("name", "url", "provider")),
             ]
+            if not depot.complete:
+                lines.append("complete = false")
             if depot.options:
                 lines.append("options = { " + ", ".join(f"{k} = {_toml(v)}" for k, v in depot.options.items()) + " }")
         lines += ["", "[cache]", f"gib = {self.cache.gib:g}", f"directory = {_toml(self.cache.directory)}"]

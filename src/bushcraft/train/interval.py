@@ -50,10 +50,11 @@ class CheckpointDue:
         config: CheckpointConfig,
         position: int,
         history: Iterable[Event],
+        generation: int = 0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._now = config, now
-        self._failures, self._hours = failures_and_hours(history)
+        self._failures, self._hours = failures_and_hours(event for event in history if event.generation < generation)
         self._begun_at, self._position = now(), position
         self._started = now()
         self.seconds = 60 * config.every_minutes if config.every_minutes else FIRST

@@ -57,7 +57,7 @@ def _train_steps(session: Session, progress: Progress, peak: MatmulPeak, stop: S
     ledger, end, config = session.ledger, session.record.sequences, session.recipe.evaluate
     earlier = receipts.receipts(ledger.history)
     evaluated = _last_evaluation(ledger.history, session.position)
-    checkpoint_due = CheckpointDue(session.recipe.checkpoint, session.position, ledger.history)
+    checkpoint_due = CheckpointDue(session.recipe.checkpoint, session.position, ledger.history, ledger.generation)
     ledger.history.clear()
     ahead = Ahead(session.reader, lambda position: session.loader.order.step(position, end))
     with closing(ahead):
