@@ -34,10 +34,10 @@ smoke: install
 	$(BIN)/bushcraft train smoke
 
 test: install
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 test-fast: install
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 # On a machine with an NVIDIA GPU, with a torch that was built for it in the environment.
 test-gpu: install

@@ -137,3 +137,19 @@ def test_memory_is_used_again_and_given_back(tmp_path: Path) -> None:
     snapshot.prepare(place(parts_of({"a": torch.ones(50)})))
     snapshot.release()
     assert list((tmp_path / "slot").iterdir()) == []
+
+
+def test_where_the_memory_file_system_is_too_small_the_memory_has_no_name(
+    depot: LocalDepot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slot").write_bytes(b"")  # no directory can be made there
+    snapshot = Snapshot(tmp_path / "slot" / "0")
+    tensors = {f"t{i}": torch.full((7, 3), float(i)) for i in range(10)}
+    files = save(depot, snapshot, tensors)
+    found = loaded(depot, assemble(entries_of(tensors), files), tensors)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    snapshot.release()
+    assert snapshot.paths == []
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 10}))
+    with pytest.raises(StoreError, match="cannot reserve memory in"):
+        save(depot, snapshot, tensors)

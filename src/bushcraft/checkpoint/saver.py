@@ -5,7 +5,6 @@ At most one save is in hand, and there are as many copies as were asked for: mem
 
 import contextlib
 import fcntl
-import os
 import socket
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from bushcraft.checkpoint.saver_process import Published, PublishRequest, ServeR
 from bushcraft.checkpoint.snapshot import Snapshot
 from bushcraft.errors import CheckpointError, RunError, StoreError
 from bushcraft.parallel.box import Part
-from bushcraft.store.memory import memory_root, shared_memory
+from bushcraft.store.memory import make_home, memory_root
 from bushcraft.store.workspace import Store
 
 LOCK = "saver.lock"
@@ -53,7 +52,7 @@ class Saver:
     def __init__(self, store: Store, run: str, rank: int, n_snapshots: int) -> None:
         self._store = store
         self._lock = store.runs / run / LOCK
-        root = memory_root(store.root, run) if os.access(shared_memory(), os.W_OK) else store.runs / run / "snapshots"
+        root = memory_root(store.root, run) if make_home() else store.runs / run / "snapshots"
         self._run = run
         self._snapshots = [Snapshot(root / "slots" / f"{rank}-{number}") for number in range(n_snapshots)]
         self._process: subprocess.Popen[bytes] | None = None

@@ -114,6 +114,7 @@ def main() -> None:
     os.nice(NICENESS)
     connection = Connection(int(sys.argv[1]))
     store = Store.open(Path(sys.argv[2]))
+    Path(sys.argv[3]).parent.mkdir(parents=True, exist_ok=True)  # on a node that does not share the first one's disk
     with Path(sys.argv[3]).open("ab") as lock:
         server = Server(store, create_memory(store.root, sys.argv[4]))
         while True:

@@ -1,7 +1,8 @@
 """A rank's state in host memory that the saver's process shares: the step waits for this copy and for nothing else.
 
 The memory is files of a memory file system, with the bytes that become objects. They are made once and used again, so
-that a copy touches no page for the first time.
+that a copy touches no page for the first time. Where that file system is too small, as in containers, the memory is
+anonymous: saves are the same, and nothing of it outlives the process.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import psutil
 import torch
 
 from bushcraft.checkpoint.placement import Block, file_sizes
@@ -26,6 +28,8 @@ class Snapshot:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._maps: list[mmap.mmap] = []
+        self._anonymous: list[int] = []
+        """Descriptors of the files that have no name."""
         self.paths: list[Path] = []
 
     def prepare(self, blocks: list[Block]) -> None:
@@ -35,14 +39,31 @@ class Snapshot:
             return
         self.release()
         with machine_errors("reserve memory in", self._directory):
-            self._directory.mkdir(parents=True, exist_ok=True)
-            for number, size in enumerate(sizes):
-                path = self._directory / f"{number:05d}"
-                self.paths.append(path)
-                is_there = path.exists() and path.stat().st_size == size  # of a process that was killed
-                with path.open("r+b" if is_there else "w+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, size)
-                    self._maps.append(_mapped(file.fileno(), size))
+            try:
+                self._reserve_named(sizes)
+            except OSError:
+                self.release()
+                if psutil.virtual_memory().available < sum(sizes):
+                    raise
+                self._reserve_anonymous(sizes)
+
+    def _reserve_named(self, sizes: list[int]) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for number, size in enumerate(sizes):
+            path = self._directory / f"{number:05d}"
+            self.paths.append(path)
+            is_there = path.exists() and path.stat().st_size == size  # of a process that was killed
+            with path.open("r+b" if is_there else "w+b") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+                self._maps.append(_mapped(file.fileno(), size))
+
+    def _reserve_anonymous(self, sizes: list[int]) -> None:
+        for size in sizes:
+            descriptor = os.memfd_create("snapshot")
+            self._anonymous.append(descriptor)
+            os.posix_fallocate(descriptor, 0, size)
+            self._maps.append(_mapped(descriptor, size))
+            self.paths.append(Path(f"/proc/{os.getpid()}/fd/{descriptor}"))
 
     def take(self, parts: Mapping[str, Part], blocks: list[Block]) -> None:
         """Copy what the blocks say, row-major, from the device if it is there."""
@@ -59,8 +80,11 @@ class Snapshot:
     def release(self) -> None:
         """Give the memory back."""
         self._maps.clear()
-        for path in self.paths:
+        for descriptor in self._anonymous:
+            os.close(descriptor)
+        for path in [] if self._anonymous else self.paths:
             path.unlink(missing_ok=True)
+        self._anonymous.clear()
         self.paths.clear()
 
 

@@ -44,16 +44,24 @@ def open_memory(store: Path, run: str) -> LocalDepot | None:
 def create_memory(store: Path, run: str) -> LocalDepot | None:
     """The memory depot of a run, made if there is none, for this user alone; None if it cannot be made."""
     root = memory_root(store, run)
+    if not make_home():
+        return None
     try:
-        _home().mkdir(mode=0o700, exist_ok=True)
-        if not _is_ours():
-            return None
         _remove_those_of_lost_stores()
         root.parent.mkdir(exist_ok=True)
         (root.parent / "store").write_text(str(store.resolve()))
         return LocalDepot.create(root, "memory")
     except (StoreError, OSError):
         return None
+
+
+def make_home() -> bool:
+    """Make the folder of this user, which others cannot read; whether it can be used."""
+    try:
+        _home().mkdir(mode=0o700, exist_ok=True)
+    except OSError:
+        return False
+    return _is_ours() and os.access(_home(), os.W_OK)
 
 
 def remove_memory(store: Path, run: str) -> None:

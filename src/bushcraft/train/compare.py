@@ -82,4 +82,5 @@ def _compare_weights(store: Store, a: list[Event], b: list[Event]) -> tuple[int 
 
 def _checkpoints(events: list[Event]) -> dict[int, str]:
     """Position → manifest of the last checkpoint there."""
-    return {e.position: e.data["manifest"] for e in events if e.type == "checkpoint" and "unusable" not in e.data}
+    saved = (e for e in events if e.type == "checkpoint" and not {"unusable", "failed"} & e.data.keys())
+    return {e.position: e.data["manifest"] for e in saved}

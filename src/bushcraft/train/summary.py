@@ -106,5 +106,5 @@ def _last(events: list[Event], attribute: str) -> Any:
 
 
 def _last_data(events: list[Event], type_: str, key: str) -> Any:
-    found = (e.data[key] for e in reversed(events) if e.type == type_ and "unusable" not in e.data)
+    found = (e.data[key] for e in reversed(events) if e.type == type_ and key in e.data and "unusable" not in e.data)
     return next(found, None)
