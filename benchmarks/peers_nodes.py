@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from bushcraft.errors import MissingObjectError, UnreachableError
-from bushcraft.store.cache import Cache
 from bushcraft.store.depot import Depot
 from bushcraft.store.depots import Depots
 from bushcraft.store.incoming import IncomingFile
 from bushcraft.store.local import LocalDepot
-from bushcraft.store.peer_link import PeerLink
-from bushcraft.store.peer_server import PeerServer
-from bushcraft.store.peer_wire import Buffer
-from bushcraft.store.peers import Peers
-from bushcraft.store.rendezvous_hash import pieces
+from bushcraft.store.nodes.cache import Cache
+from bushcraft.store.nodes.peer_link import PeerLink
+from bushcraft.store.nodes.peer_server import PeerServer
+from bushcraft.store.nodes.peer_wire import Buffer
+from bushcraft.store.nodes.peers import Peers
+from bushcraft.store.nodes.rendezvous_hash import pieces
 from bushcraft.store.settings import DepotSettings, StoreSettings
 
 PORT = 7000

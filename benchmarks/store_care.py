@@ -16,9 +16,9 @@ from random import Random
 from blake3 import blake3
 from result import Row, row, write
 
+from bushcraft.store.care.scrub import scrub
 from bushcraft.store.depots import Depots
 from bushcraft.store.local import LocalDepot
-from bushcraft.store.scrub import scrub
 from bushcraft.store.settings import DepotSettings, StoreSettings, write_settings
 from bushcraft.store.workspace import Store
 

@@ -19,11 +19,11 @@ import numpy as np
 from peers_nodes import Cluster, place, why_not
 from result import Row, row
 
-from bushcraft.store.cache import Cache
 from bushcraft.store.depot import object_name
 from bushcraft.store.local import LocalDepot
-from bushcraft.store.peer_server import PeerServer
-from bushcraft.store.peers import Peers
+from bushcraft.store.nodes.cache import Cache
+from bushcraft.store.nodes.peer_server import PeerServer
+from bushcraft.store.nodes.peers import Peers
 
 MIB = 2**20
 N_NODES = 4

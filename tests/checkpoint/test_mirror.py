@@ -17,8 +17,8 @@ from bushcraft.errors import UnreachableError
 from bushcraft.store.depot import object_name
 from bushcraft.store.local import LocalDepot
 from bushcraft.store.memory import MEMORY_VARIABLE, create_memory
-from bushcraft.store.node_memory import NodeMemory
-from bushcraft.store.peer_server import PeerServer
+from bushcraft.store.nodes.node_memory import NodeMemory
+from bushcraft.store.nodes.peer_server import PeerServer
 from bushcraft.store.workspace import Store
 from bushcraft.train.ring import Nodes, route_to
 

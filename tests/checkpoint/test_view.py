@@ -20,9 +20,9 @@ from bushcraft.checkpoint.manifest import CheckpointManifest, Chunk, TensorEntry
 from bushcraft.checkpoint.tensors import save_tensors
 from bushcraft.errors import CorruptObjectError
 from bushcraft.parallel.box import Box
-from bushcraft.store.blocks import BlockCache, File
 from bushcraft.store.local import LocalDepot
-from bushcraft.store.tree import find, tree
+from bushcraft.store.outside.blocks import BlockCache, File
+from bushcraft.store.outside.tree import find, tree
 from bushcraft.store.workspace import Store
 from tests.store.mounted import Mounted, needs_fuse
 

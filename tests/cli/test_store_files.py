@@ -10,8 +10,8 @@ from typer.testing import CliRunner, Result
 
 from bushcraft.cli.store_files import register
 from bushcraft.errors import StoreError
-from bushcraft.store.folder_manifest import find_folder
 from bushcraft.store.local import LocalDepot
+from bushcraft.store.outside.folder_manifest import find_folder
 from bushcraft.store.workspace import Store
 from tests.store.mounted import needs_fuse
 

@@ -4,9 +4,9 @@ import pytest
 
 from bushcraft.data.manifest import PackTable
 from bushcraft.errors import CorruptObjectError
-from bushcraft.store.blocks import File
 from bushcraft.store.local import LocalDepot
-from bushcraft.store.tree import Directory, find, tree
+from bushcraft.store.outside.blocks import File
+from bushcraft.store.outside.tree import Directory, find, tree
 from tests.conftest import random_documents, write_dataset
 
 

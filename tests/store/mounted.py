@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from bushcraft.errors import StoreError
-from bushcraft.store.mount import check_mount_point
+from bushcraft.store.outside.mount import check_mount_point
 
 SERVE = """
 import sys
 from pathlib import Path
-from bushcraft.store.mount import mount
-from bushcraft.store.tree import tree
+from bushcraft.store.outside.mount import mount
+from bushcraft.store.outside.tree import tree
 from bushcraft.store.workspace import Store
 
 top = tree(Store.open(Path(sys.argv[1])).depot)

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bushcraft.errors import CorruptObjectError, MissingObjectError, StoreError
-from bushcraft.store.bucket import BucketDepot
-from bushcraft.store.capabilities import Capabilities
-from bushcraft.store.clients import BucketOptions, Place, make_client
+from bushcraft.store.buckets.bucket import BucketDepot
+from bushcraft.store.buckets.capabilities import Capabilities
+from bushcraft.store.buckets.clients import BucketOptions, Place, make_client
 from bushcraft.store.depot import object_name
 from bushcraft.store.local import LocalDepot
 from tests.store.s3_servers import BUCKET, KEY, SECRET, options, running_moto, running_seaweed
@@ -114,7 +114,7 @@ def test_objects_are_listed_by_any_prefix_in_order(bucket: BucketDepot) -> None:
 
 
 def test_long_listings_come_in_pages(bucket: BucketDepot, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bushcraft.store.endpoint.PAGE", 7)
+    monkeypatch.setattr("bushcraft.store.buckets.endpoint.PAGE", 7)
     names = sorted(bucket.put_bytes(bytes([i])) for i in range(30))
     pages = list(bucket.endpoint.pages("objects"))
     assert max(map(len, pages)) <= 7
@@ -282,7 +282,7 @@ def test_a_fork_uses_a_bucket_that_its_parent_did_not(addresses: dict[str, str],
         import os, signal
         from pathlib import Path
         from bushcraft.errors import StoreError
-        from bushcraft.store.bucket import BucketDepot
+        from bushcraft.store.buckets.bucket import BucketDepot
         given = {options(addresses["moto"])!r}
         depot = BucketDepot("far", "s3://{BUCKET}/fork", Path({str(tmp_path)!r}), given)
         if not (child := os.fork()):

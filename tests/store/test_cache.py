@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bushcraft.store import cache_usage
-from bushcraft.store.cache import Cache
 from bushcraft.store.depot import object_name
-from bushcraft.store.rendezvous_hash import BLOCK
+from bushcraft.store.nodes import cache_usage
+from bushcraft.store.nodes.cache import Cache
+from bushcraft.store.nodes.rendezvous_hash import BLOCK
 
 NAME = object_name(b"an object")
 MIB = 1024 * 1024

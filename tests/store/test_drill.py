@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from bushcraft.errors import StoreError
-from bushcraft.store.drill import DrillReport, drill
+from bushcraft.store.care.drill import DrillReport, drill
 from bushcraft.store.open_depots import as_depots
 from bushcraft.store.workspace import Store
 from tests.store.three_depots import NAMES, catch_up, delete, depots_of, directory, fill, flip, three_depots

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bushcraft.errors import CorruptObjectError, StoreError
-from bushcraft.store.blocks import BLOCK_BYTES
-from bushcraft.store.folder import put_folder
-from bushcraft.store.folder_get import get_folder, get_object
-from bushcraft.store.folder_manifest import find_folder, is_folder
 from bushcraft.store.local import LocalDepot
+from bushcraft.store.outside.blocks import BLOCK_BYTES
+from bushcraft.store.outside.folder import put_folder
+from bushcraft.store.outside.folder_get import get_folder, get_object
+from bushcraft.store.outside.folder_manifest import find_folder, is_folder
 
 LARGE = bytes(range(256)) * (2 * BLOCK_BYTES // 256) + b"end"
 

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from bushcraft.errors import StoreError
-from bushcraft.store.gc import TOMBSTONES, Plan, mark, plan, retire, sweep
+from bushcraft.store.care.gc import TOMBSTONES, Plan, mark, plan, retire, sweep
 from bushcraft.store.open_depots import as_depots
 from bushcraft.store.settings import GcSettings, StoreSettings, write_settings
 from bushcraft.store.workspace import Store

@@ -15,13 +15,13 @@ import pytest
 from blake3 import blake3
 
 from bushcraft.errors import StoreError, UnreachableError
-from bushcraft.store import mount as mount_module
-from bushcraft.store.blocks import BLOCK_BYTES, BytesFile, File
-from bushcraft.store.folder import put_folder
-from bushcraft.store.folder_manifest import find_folder
 from bushcraft.store.local import LocalDepot
-from bushcraft.store.mount import TreeOperations, check_mount_point
-from bushcraft.store.tree import Directory, Fixed, Listing, Node, tree
+from bushcraft.store.outside import mount as mount_module
+from bushcraft.store.outside.blocks import BLOCK_BYTES, BytesFile, File
+from bushcraft.store.outside.folder import put_folder
+from bushcraft.store.outside.folder_manifest import find_folder
+from bushcraft.store.outside.mount import TreeOperations, check_mount_point
+from bushcraft.store.outside.tree import Directory, Fixed, Listing, Node, tree
 from bushcraft.store.workspace import Store
 from tests.store.mounted import Mounted, needs_fuse
 

@@ -24,15 +24,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bushcraft.errors import StoreError, UnreachableError
-from bushcraft.store.cache import Cache
 from bushcraft.store.depot import object_name
 from bushcraft.store.local import LocalDepot
-from bushcraft.store.peer_link import WRONG
-from bushcraft.store.peer_listener import PeerListener
-from bushcraft.store.peer_server import PeerServer, serve, server_tls
-from bushcraft.store.peer_wire import Wire, WireError
-from bushcraft.store.peers import Peers, client_tls
-from bushcraft.store.rendezvous_hash import BLOCK, by_weight, pieces
+from bushcraft.store.nodes.cache import Cache
+from bushcraft.store.nodes.peer_link import WRONG
+from bushcraft.store.nodes.peer_listener import PeerListener
+from bushcraft.store.nodes.peer_server import PeerServer, serve, server_tls
+from bushcraft.store.nodes.peer_wire import Wire, WireError
+from bushcraft.store.nodes.peers import Peers, client_tls
+from bushcraft.store.nodes.rendezvous_hash import BLOCK, by_weight, pieces
 
 TOKEN = "the run's tökén"
 DATA = np.random.default_rng(0).integers(0, 256, 8 * BLOCK + 1234, dtype=np.uint8).tobytes()

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from bushcraft.errors import StoreError
-from bushcraft.store.bucket import BucketDepot
-from bushcraft.store.capabilities import Capabilities, ProbeReport
-from bushcraft.store.probe import probe
+from bushcraft.store.buckets.bucket import BucketDepot
+from bushcraft.store.buckets.capabilities import Capabilities, ProbeReport
+from bushcraft.store.buckets.probe import probe
 from tests.store.s3_servers import BUCKET, KEY, SECRET, Exchange, FaultyProxy, options, running_moto, running_seaweed
 
 

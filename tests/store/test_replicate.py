@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from bushcraft.store.replicate import note_all, replicate
+from bushcraft.store.care.replicate import note_all, replicate
 from tests.store.three_depots import NAMES, damage, delete, depots_of, directory, fill, silence, three_depots
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bushcraft.store.hedge import SHARE, HedgeBudget, Latencies, hedged
-from bushcraft.store.limiter import Limiter
-from bushcraft.store.resilience import Circuit, RetryPolicy, Timing
+from bushcraft.store.buckets.hedge import SHARE, HedgeBudget, Latencies, hedged
+from bushcraft.store.buckets.limiter import Limiter
+from bushcraft.store.buckets.resilience import Circuit, RetryPolicy, Timing
 
 
 class FakeTime:

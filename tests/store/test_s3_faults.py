@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bushcraft.errors import CorruptObjectError, MissingObjectError, StoreError, UnreachableError
-from bushcraft.store.bucket import BucketDepot
+from bushcraft.store.buckets.bucket import BucketDepot
 from bushcraft.store.depot import object_name
 from tests.store.s3_servers import BUCKET, KEY, SECRET, Exchange, FaultyProxy, options, running_moto
 
@@ -213,7 +213,7 @@ def test_a_listing_that_breaks_off_goes_on_where_it_was(
 ) -> None:
     names = sorted(bucket.put_bytes(bytes([i])) for i in range(35))
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "10")
-    monkeypatch.setattr("bushcraft.store.endpoint.PAGE", 10)
+    monkeypatch.setattr("bushcraft.store.buckets.endpoint.PAGE", 10)
     failed: set[str] = set()
 
     def each_once(exchange: Exchange) -> None:

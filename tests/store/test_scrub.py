@@ -6,10 +6,10 @@ from random import Random
 import pytest
 
 from bushcraft.errors import StoreError
+from bushcraft.store.care.scrub import Budget, ScrubReport, check, scrub
 from bushcraft.store.depots import Depots
 from bushcraft.store.lag import Late
 from bushcraft.store.open_depots import as_depots
-from bushcraft.store.scrub import Budget, ScrubReport, check, scrub
 from bushcraft.store.workspace import Store
 from tests.store.three_depots import NAMES, damage, delete, depots_of, directory, fill, flip, silence, three_depots
 

@@ -10,9 +10,9 @@ from random import Random
 import pytest
 from blake3 import blake3
 
+from bushcraft.store.care.sample import estimate, sample
+from bushcraft.store.care.status import status
 from bushcraft.store.local import LocalDepot
-from bushcraft.store.sample import estimate, sample
-from bushcraft.store.status import status
 from tests.store.three_depots import damage, delete, depots_of, directory, fill, flip, silence, three_depots
 
 
@@ -104,7 +104,7 @@ def test_objects_below_the_policy_are_counted(tmp_path: Path) -> None:
 
 
 def test_only_names_that_all_depots_listed_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bushcraft.store.status.estimate", partial(estimate, enough=10))
+    monkeypatch.setattr("bushcraft.store.care.status.estimate", partial(estimate, enough=10))
     store = three_depots(tmp_path)
     first, *_ = sorted(fill(store, 30))
     delete(directory(store, "c").path(first), Random(0))  # so that it lists one name further than the others

@@ -8,14 +8,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bushcraft.errors import CorruptObjectError
-from bushcraft.store.blocks import BLOCK_BYTES, BlockCache, BytesFile, File, ObjectFile
 from bushcraft.store.depots import Depots
-from bushcraft.store.folder import put_folder
-from bushcraft.store.folder_get import get_object
-from bushcraft.store.folder_manifest import find_folder
 from bushcraft.store.local import LocalDepot
+from bushcraft.store.outside.blocks import BLOCK_BYTES, BlockCache, BytesFile, File, ObjectFile
+from bushcraft.store.outside.folder import put_folder
+from bushcraft.store.outside.folder_get import get_object
+from bushcraft.store.outside.folder_manifest import find_folder
+from bushcraft.store.outside.tree import Directory, Fixed, Node, Remembered, find, references, tree
 from bushcraft.store.settings import DepotSettings, StoreSettings
-from bushcraft.store.tree import Directory, Fixed, Node, Remembered, find, references, tree
 
 LARGE = bytes(range(256)) * (2 * BLOCK_BYTES // 256) + b"end"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from bushcraft.checkpoint.newest import checkpoints, verify
+from bushcraft.store.care.replicate import note_all, replicate
 from bushcraft.store.depots import Depots
 from bushcraft.store.initialise import initialise
 from bushcraft.store.memory import remove_memory
-from bushcraft.store.replicate import note_all, replicate
 from bushcraft.store.workspace import Store
 from bushcraft.train import trainer
 from bushcraft.train.compare import compare

@@ -17,8 +17,8 @@ from bushcraft.errors import StoreError
 from bushcraft.store.local import LocalDepot
 from bushcraft.store.memory import add_newest, remove_copies
 from bushcraft.store.mend import copy_object
-from bushcraft.store.node_memory import NodeMemory
-from bushcraft.store.peer_server import PeerServer
+from bushcraft.store.nodes.node_memory import NodeMemory
+from bushcraft.store.nodes.peer_server import PeerServer
 
 
 def available_memory() -> int:

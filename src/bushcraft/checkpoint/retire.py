@@ -7,7 +7,7 @@ from bushcraft.checkpoint.manifest import read_manifest
 from bushcraft.checkpoint.newest import checkpoints, verify
 from bushcraft.checkpoint.retention import NEWEST_VERIFIED, RetentionPolicy, SavedCheckpoint, kept
 from bushcraft.errors import BushcraftError, CheckpointError
-from bushcraft.store import gc
+from bushcraft.store.care import gc
 from bushcraft.store.depots import Depots
 
 

@@ -21,9 +21,9 @@ import numpy.typing as npt
 import xxhash
 
 from bushcraft.checkpoint.manifest import Chunk, TensorEntry, read_manifest
-from bushcraft.store.blocks import BytesFile, File, ObjectFile
 from bushcraft.store.depot import Depot, object_name
-from bushcraft.store.tree import Directory, Listing, Node, references, register
+from bushcraft.store.outside.blocks import BytesFile, File, ObjectFile
+from bushcraft.store.outside.tree import Directory, Listing, Node, references, register
 
 BLOCK_BYTES = 32 * 1024 * 1024
 """The largest block of rows that is put together from chunks, if a row is not longer."""

@@ -24,7 +24,7 @@ def retire_(
     from bushcraft.checkpoint.retention import RetentionPolicy
     from bushcraft.checkpoint.retire import judge, retire
     from bushcraft.ledger.ledger import read_ledger
-    from bushcraft.store import gc
+    from bushcraft.store.care import gc
 
     root, depots = open_depots(store)
     know_links()

@@ -55,7 +55,7 @@ def init(
 @app.command("status")
 def status_(store: StoreOption = None, json: JsonOption = False) -> None:
     """Every depot's size, lag and repairs, and whether the policy is kept. Exit code 1 if one does not answer."""
-    from bushcraft.store.status import DepotStatus, status
+    from bushcraft.store.care.status import DepotStatus, status
 
     root, depots = open_depots(store)
     found = status(root, depots)

@@ -28,7 +28,7 @@ def replicate_(
     json: JsonOption = False,
 ) -> None:
     """Bring depots what they lack. Exit code 1 if one is still behind."""
-    from bushcraft.store.replicate import note_all, replicate
+    from bushcraft.store.care.replicate import note_all, replicate
 
     _, depots = open_depots(store)
     if all_:
@@ -70,7 +70,7 @@ def gc(
     json: JsonOption = False,
 ) -> None:
     """Mark what no reference keeps, or delete what was marked long ago. Off unless the store's settings allow it."""
-    from bushcraft.store import gc as collector
+    from bushcraft.store.care import gc as collector
 
     root, depots = open_depots(store)
     know_links()

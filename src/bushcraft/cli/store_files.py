@@ -32,8 +32,8 @@ def put(
     json: JsonOption = False,
 ) -> None:
     """Publish a folder or a file as a whole: who reads sees all of it, or the one before."""
-    from bushcraft.store.folder import put_folder
-    from bushcraft.store.folder_manifest import read_folder
+    from bushcraft.store.outside.folder import put_folder
+    from bushcraft.store.outside.folder_manifest import read_folder
 
     depot = open_store(store).depot
     name = name or path.resolve().name
@@ -56,8 +56,8 @@ def get(
 ) -> None:
     """Write a published folder, or one object, verified; what a killed get left is used again."""
     from bushcraft.store.depot import OBJECT_NAME
-    from bushcraft.store.folder_get import get_folder, get_object
-    from bushcraft.store.folder_manifest import is_folder
+    from bushcraft.store.outside.folder_get import get_folder, get_object
+    from bushcraft.store.outside.folder_manifest import is_folder
 
     depot = open_store(store).depot
     is_object = OBJECT_NAME.fullmatch(name) is not None and not is_folder(depot, name)
@@ -78,8 +78,8 @@ def ls(
     json: JsonOption = False,
 ) -> None:
     """What is in a store: folders, checkpoints, data sets, objects, references. Exit code 1 if something is damaged."""
-    from bushcraft.store.blocks import File
-    from bushcraft.store.tree import find, tree
+    from bushcraft.store.outside.blocks import File
+    from bushcraft.store.outside.tree import find, tree
 
     node = find(tree(open_store(store).depot), path)
     if node is None:
@@ -105,9 +105,9 @@ def mount(
     store: StoreOption = None,
 ) -> None:
     """Show a store as a read-only file system, every byte verified; damage is an I/O error and a logged line."""
-    from bushcraft.store.mount import check_mount_point
-    from bushcraft.store.mount import mount as serve
-    from bushcraft.store.tree import tree
+    from bushcraft.store.outside.mount import check_mount_point
+    from bushcraft.store.outside.mount import mount as serve
+    from bushcraft.store.outside.tree import tree
 
     where = open_store(store)
     check_mount_point(directory)
@@ -144,7 +144,7 @@ def _start(store: Path, directory: Path, log: Path) -> None:
 
 
 def _entry(name: str, child: Callable[[str], Any]) -> dict[str, Any]:
-    from bushcraft.store.blocks import File
+    from bushcraft.store.outside.blocks import File
 
     try:
         node = child(name)

@@ -28,8 +28,8 @@ def probe_(
     json: JsonOption = False,
 ) -> None:
     """Find out what buckets really do, by about 50 MB of transfer each; what was found is relied on from then on."""
-    from bushcraft.store.bucket import BucketDepot
-    from bushcraft.store.probe import probe
+    from bushcraft.store.buckets.bucket import BucketDepot
+    from bushcraft.store.buckets.probe import probe
 
     root, depots = open_depots(store)
     chosen = [m for m in depots.members if isinstance(m, BucketDepot) and depot in (None, m.name)]
@@ -56,8 +56,8 @@ def serve_(
     store: StoreOption = None,
 ) -> None:
     """Give the other nodes pieces of objects, until it is stopped; only who has $BUSHCRAFT_TOKEN gets any."""
-    from bushcraft.store.cache import Cache
-    from bushcraft.store.peer_server import serve
+    from bushcraft.store.nodes.cache import Cache
+    from bushcraft.store.nodes.peer_server import serve
     from bushcraft.store.settings import read_settings
 
     where = open_store(store)

@@ -32,7 +32,7 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Read objects in every depot against their names; mend nothing. Exit code 1 if one is damaged or missing."""
-    from bushcraft.store.scrub import check
+    from bushcraft.store.care.scrub import check
 
     _, depots = open_depots(store)
     if sum((name is not None, sample is not None, refs)) > 1:
@@ -52,7 +52,7 @@ def scrub_(
     json: JsonOption = False,
 ) -> None:
     """Look through all depots and mend what is damaged or missing. Exit code 1 if something is lost."""
-    from bushcraft.store.scrub import Budget, scrub
+    from bushcraft.store.care.scrub import Budget, scrub
 
     root, depots = open_depots(store)
     unlimited = float("inf")
@@ -74,7 +74,7 @@ def drill_(
     json: JsonOption = False,
 ) -> None:
     """Read all that references keep without one depot. Exit code 1 if something would be lost."""
-    from bushcraft.store.drill import drill
+    from bushcraft.store.care.drill import drill
 
     root, depots = open_depots(store)
     know_links()
@@ -97,7 +97,7 @@ def _names(depots: Depots, name: str | None, n_sample: int | None, refs: bool) -
     if refs:
         return _kept(depots)
     if n_sample is not None:
-        from bushcraft.store.sample import sample
+        from bushcraft.store.care.sample import sample
 
         return sample(depots, n_sample, Random())
     if name is None:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from bushcraft.data.manifest import DatasetManifest, PackTable, Split, read_manifest
-from bushcraft.store.blocks import ObjectFile
 from bushcraft.store.depot import Depot
-from bushcraft.store.tree import Directory, Fixed, Listing, Node, references, register
+from bushcraft.store.outside.blocks import ObjectFile
+from bushcraft.store.outside.tree import Directory, Fixed, Listing, Node, references, register
 
 _KEPT = 8
 """Views of data sets that are kept for the next look."""

@@ -14,30 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol, TypeVar
 
-from bushcraft.errors import CorruptObjectError, MissingObjectError, StoreError, UnreachableError
+from bushcraft.errors import MissingObjectError, StoreError, UnreachableError
 from bushcraft.store.background import Background
 from bushcraft.store.depot import Check, Depot, object_name
 from bushcraft.store.incoming import IncomingFile
 from bushcraft.store.lag import Lag, Late
 from bushcraft.store.local import LocalDepot
+from bushcraft.store.reading import Failures, RangeSource, Reading, quietly, worst
 from bushcraft.store.settings import StoreSettings
-
-T = TypeVar("T")
-
-
-class RangeSource(Protocol):
-    """Where verified bytes may be had quicker than from a depot."""
-
-    def fetch(self, name: str, begin: int, end: int) -> bytes | None:
-        """Bytes [begin, end) of an object, unverified; None if it has them not, or does not answer."""
-
-    def blame(self, name: str, begin: int, end: int) -> None:
-        """What it gave was wrong."""
-
-    def keep(self, name: str, begin: int, end: int, data: bytes) -> None:
-        """Verified bytes that came from elsewhere."""
 
 
 class Depots(Depot):
@@ -61,7 +46,7 @@ class Depots(Depot):
         self.tiers = tuple(tiers)
         self.lags = {member.name: Lag(root / "lag", member.name) for member in members}
         self.background = Background(self.members, self.lags, self.staging, root)
-        self._seconds = dict.fromkeys((member.name for member in members), 0.0)
+        self._reading = Reading(self.members, self.tiers, self.sources, self._mend)
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.members))
@@ -74,32 +59,32 @@ class Depots(Depot):
     # Objects
 
     def has(self, name: str) -> bool:
-        return self._any(lambda depot: depot.has(name), bool) is not None
+        return self._reading.first_answer(lambda depot: depot.has(name), bool) is not None
 
     def size(self, name: str) -> int:
-        size = self._any(lambda depot: depot.size(name), lambda _: True)
+        size = self._reading.first_answer(lambda depot: depot.size(name), lambda _: True)
         if size is None:
             raise self.missing(name)
         return size
 
     def fetch(self, name: str, begin: int, end: int) -> bytes:
-        return self._first_good(name, lambda depot: depot.fetch(name, begin, end), lambda _: True)
+        return self._reading.first_good(name, lambda depot: depot.fetch(name, begin, end), lambda _: True)
 
     def fetch_all(self, name: str) -> bytes:
-        return self._first_good(name, lambda depot: depot.fetch_all(name), lambda _: True)
+        return self._reading.first_good(name, lambda depot: depot.fetch_all(name), lambda _: True)
 
     def read(self, name: str) -> bytes:
         good = lambda data: object_name(data) == name  # noqa: E731
-        at_hand = any(_quietly(depot.has, name) for depot in self._near)
+        at_hand = any(quietly(depot.has, name) for depot in self._reading.near)
         piece = (0, self.size(name)) if self.sources and not at_hand else None
-        return self._first_good(name, lambda depot: depot.fetch_all(name), good, piece)
+        return self._reading.first_good(name, lambda depot: depot.fetch_all(name), good, piece)
 
     def read_range(self, name: str, begin: int, end: int, good: Check) -> bytes:
-        return self._first_good(name, lambda depot: depot.fetch(name, begin, end), good, (begin, end))
+        return self._reading.first_good(name, lambda depot: depot.fetch(name, begin, end), good, (begin, end))
 
     def read_into(self, name: str, begin: int, end: int, memory: memoryview, good: Check) -> None:
         """In place from the first depot at hand; where that one has no good copy, as `read_range`."""
-        nearest = next(iter(self._near), None)
+        nearest = next(iter(self._reading.near), None)
         if nearest is not None:
             with contextlib.suppress(StoreError):
                 nearest.read_into(name, begin, end, memory, good)
@@ -108,8 +93,8 @@ class Depots(Depot):
 
     def verify(self, name: str) -> None:
         """Whether some depot has a good copy; those that are asked before it and have none are mended."""
-        failures: list[tuple[Depot, StoreError]] = []
-        for member in [*self._near, *self._far]:
+        failures: Failures = []
+        for member in [*self._reading.near, *self._reading.far]:
             try:
                 member.verify(name)
             except StoreError as error:
@@ -118,10 +103,10 @@ class Depots(Depot):
                 continue
             self._mend(name, failures)
             return
-        raise _worst(name, failures)
+        raise worst(name, failures)
 
     def holds(self, name: str, size: int) -> bool:
-        return self.settings.kept({member.name for member in self.members if _quietly(member.holds, name, size)})
+        return self.settings.kept({member.name for member in self.members if quietly(member.holds, name, size)})
 
     def store_bytes(self, name: str, data: bytes | memoryview) -> None:
         self._to_copies(name, len(data), lambda member: member.store_bytes(name, data))
@@ -170,7 +155,7 @@ class Depots(Depot):
         """In as many depots as the policy wants, each of which has all that was written before it."""
         late = Late(name, 0, time.time(), ref, number)
         there: set[str] = set()
-        failures: list[tuple[Depot, StoreError]] = []
+        failures: Failures = []
         waiting = []
         for member in self.members:
             if self.settings.kept(there):
@@ -189,10 +174,10 @@ class Depots(Depot):
         self.background.follow()
 
     def ref_values(self, ref: str) -> list[tuple[int, str]]:
-        return list({value for values in self._of_all(lambda depot: depot.ref_values(ref)) for value in values})
+        return list({value for values in self._reading.of_all(lambda depot: depot.ref_values(ref)) for value in values})
 
     def refs(self, prefix: str = "") -> list[str]:
-        return sorted({ref for refs in self._of_all(lambda depot: depot.refs(prefix)) for ref in refs})
+        return sorted({ref for refs in self._reading.of_all(lambda depot: depot.refs(prefix)) for ref in refs})
 
     def remove_ref(self, ref: str, number: int, name: str) -> None:
         for member in self.members:
@@ -203,7 +188,7 @@ class Depots(Depot):
     def _to_copies(self, name: str, size: int, store: Callable[[Depot], None]) -> None:
         """Store in the first depots that make the policy whole; the others are noted as late."""
         there: set[str] = set()
-        failures: list[tuple[Depot, StoreError]] = []
+        failures: Failures = []
         waiting = list(self.members)
         while waiting and not self.settings.kept(there):
             chosen = self._still_needed(waiting, there)
@@ -254,7 +239,7 @@ class Depots(Depot):
                 return done + list(pool.map(attempt, far))
         return done + [attempt(member) for member in far]
 
-    def _too_few(self, what: str, there: set[str], failures: list[tuple[Depot, StoreError]]) -> StoreError:
+    def _too_few(self, what: str, there: set[str], failures: Failures) -> StoreError:
         reasons = "; ".join(f"{member.name}: {error.message}" for member, error in failures)
         wanted = f"{self.settings.copies} depots" + (
             f", {self.settings.off_provider} of them off-provider" if self.settings.off_provider else ""
@@ -266,62 +251,7 @@ class Depots(Depot):
             "Nothing that was published is lost; the same command goes on when the depots answer",
         )
 
-    # Reading
-
-    @property
-    def _near(self) -> list[Depot]:
-        """What this machine has at hand."""
-        return [*self.tiers, *(member for member in self.members if isinstance(member, LocalDepot))]
-
-    @property
-    def _far(self) -> list[Depot]:
-        """The other depots, by the seconds that reads took."""
-        far = [member for member in self.members if not isinstance(member, LocalDepot)]
-        return sorted(far, key=lambda member: self._seconds[member.name])
-
-    def _first_good(
-        self, name: str, get: Callable[[Depot], bytes], good: Check, piece: tuple[int, int] | None = None
-    ) -> bytes:
-        """The bytes from the first place that gives good ones; `piece` is what the sources are asked for."""
-        failures: list[tuple[Depot, StoreError]] = []
-        data = self._from_depots(self._near, name, get, good, failures)
-        if data is None and piece:
-            data = self._from_sources(name, piece, good)
-        if data is None:
-            data = self._from_depots(self._far, name, get, good, failures)
-            if data is not None and piece:
-                for source in self.sources:
-                    source.keep(name, *piece, data)
-        if data is None:
-            raise _worst(name, failures)
-        self._mend(name, failures)
-        return data
-
-    def _from_depots(
-        self,
-        depots: list[Depot],
-        name: str,
-        get: Callable[[Depot], bytes],
-        good: Check,
-        failures: list[tuple[Depot, StoreError]],
-    ) -> bytes | None:
-        for depot in depots:
-            began = time.monotonic()
-            try:
-                data = get(depot)
-                if good(data):
-                    self._took(depot, time.monotonic() - began)
-                    return data
-                raise depot.corrupt(name)
-            except StoreError as error:
-                if depot in self.members:
-                    failures.append((depot, error))
-        return None
-
-    def _took(self, depot: Depot, seconds: float) -> None:
-        self._seconds[depot.name] = 0.9 * self._seconds.get(depot.name, seconds) + 0.1 * seconds
-
-    def _mend(self, name: str, failures: list[tuple[Depot, StoreError]]) -> None:
+    def _mend(self, name: str, failures: Failures) -> None:
         """Mend the copies that were bad, and those that were missing where they belong."""
         damaged = [
             (member, error)
@@ -329,72 +259,3 @@ class Depots(Depot):
             if self.settings.is_complete(member.name) or not isinstance(error, MissingObjectError)
         ]
         self.background.mend(name, damaged)
-
-    def _from_sources(self, name: str, piece: tuple[int, int], good: Check) -> bytes | None:
-        for number, source in enumerate(self.sources):
-            data = source.fetch(name, *piece)
-            if data is None:
-                continue
-            if not good(data):
-                source.blame(name, *piece)
-                continue
-            for nearer in self.sources[:number]:
-                nearer.keep(name, *piece, data)
-            return data
-        return None
-
-    def _any(self, ask: Callable[[Depot], T], enough: Callable[[T], bool]) -> T | None:
-        """The first answer that is enough; None if none was. Errors: `UnreachableError` if a depot did not answer."""
-        silent: StoreError | None = None
-        for depot in [*self._near, *self._far]:
-            try:
-                answer = ask(depot)
-            except MissingObjectError:
-                continue
-            except StoreError as error:
-                silent = error
-                continue
-            if enough(answer):
-                return answer
-        if silent is not None:
-            raise silent
-        return None
-
-    def _of_all(self, ask: Callable[[Depot], list[T]]) -> list[list[T]]:
-        """The answers of all that answer. Errors: that of the last depot, if none does."""
-        answers: dict[str, list[T]] = {}
-        failure: StoreError | None = None
-        for depot in (*self.tiers, *self.members):
-            try:
-                answers[depot.name] = ask(depot)
-            except StoreError as error:
-                failure = error
-        if failure is not None and not any(member.name in answers for member in self.members):
-            raise failure
-        return list(answers.values())
-
-
-def _quietly(ask: Callable[..., bool], *arguments: object) -> bool:
-    try:
-        return ask(*arguments)
-    except StoreError:
-        return False
-
-
-def _worst(name: str, failures: list[tuple[Depot, StoreError]]) -> StoreError:
-    """One error that says what each depot said; it may be there still if a depot did not answer."""
-    if len(failures) == 1:
-        return failures[0][1]
-    kinds = {True: UnreachableError, False: CorruptObjectError}
-    silent = any(isinstance(error, UnreachableError) for _, error in failures)
-    if all(isinstance(error, MissingObjectError) for _, error in failures):
-        kind: type[StoreError] = MissingObjectError
-    else:
-        kind = kinds[silent]
-    said = ", ".join(f"{_word(error)} in {depot.name}" for depot, error in failures)
-    return kind(f"object {name} cannot be had: {said}", "Wait until the depots answer" if silent else "Build it again")
-
-
-def _word(error: StoreError) -> str:
-    words = {MissingObjectError: "missing", CorruptObjectError: "corrupted", UnreachableError: "unreachable"}
-    return words.get(type(error), error.message)

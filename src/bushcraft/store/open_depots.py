@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bushcraft.store.depot import Depot
-from bushcraft.store.depots import Depots, RangeSource
+from bushcraft.store.depots import Depots
 from bushcraft.store.local import LocalDepot
+from bushcraft.store.reading import RangeSource
 from bushcraft.store.settings import DepotSettings, StoreSettings, read_settings
 
 if TYPE_CHECKING:
-    from bushcraft.store.capabilities import Capabilities
+    from bushcraft.store.buckets.capabilities import Capabilities
 
 PEERS = "BUSHCRAFT_PEERS"
 """Environment: HOST:PORT of the cluster's nodes that serve pieces, parted by commas; their token is BUSHCRAFT_TOKEN."""
@@ -45,7 +46,7 @@ def open_member(root: Path, settings: DepotSettings) -> Depot:
     """One depot, which need not answer now. Errors: `StoreError` if it is of a later version."""
     if settings.is_local:
         return _open_directory(root / settings.url, settings.name)
-    from bushcraft.store.bucket import BucketDepot
+    from bushcraft.store.buckets.bucket import BucketDepot
 
     return BucketDepot(settings.name, settings.url, root / "incoming", settings.options, _probed(root, settings.name))
 
@@ -54,14 +55,14 @@ def create_member(root: Path, settings: DepotSettings) -> Depot:
     """One depot, made where there is none. Errors: `StoreError`, `UnreachableError`."""
     if settings.is_local:
         return LocalDepot.create(root / settings.url, settings.name)
-    from bushcraft.store.bucket import BucketDepot
+    from bushcraft.store.buckets.bucket import BucketDepot
 
     return BucketDepot.create(settings.name, settings.url, root / "incoming", settings.options)
 
 
 def _probed(root: Path, name: str) -> "Capabilities | None":
     """What `bushcraft store probe` found out about it, if it was asked."""
-    from bushcraft.store.capabilities import Capabilities, ProbeReport
+    from bushcraft.store.buckets.capabilities import Capabilities, ProbeReport
 
     report = root / "probes" / f"{name}.json"
     return Capabilities.of(ProbeReport.read(report)) if report.exists() else None
@@ -80,12 +81,12 @@ def _sources(root: Path, settings: StoreSettings) -> Sequence[RangeSource]:
     """This node's cache, then the peers."""
     sources: list[RangeSource] = []
     if settings.cache.gib > 0:
-        from bushcraft.store.cache import Cache
+        from bushcraft.store.nodes.cache import Cache
 
         sources.append(Cache(root / settings.cache.directory, int(settings.cache.gib * 2**30)))
     addresses = [address for address in os.environ.get(PEERS, "").split(",") if address]
     if addresses:
-        from bushcraft.store.peers import Peers
+        from bushcraft.store.nodes.peers import Peers
 
         sources.append(Peers(addresses, os.environ.get(OWN) or None))
     return sources

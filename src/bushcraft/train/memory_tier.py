@@ -18,8 +18,8 @@ from bushcraft.store.depot import Depot
 from bushcraft.store.depots import Depots
 from bushcraft.store.local import LocalDepot
 from bushcraft.store.memory import open_memory, read_first, settings_of
-from bushcraft.store.node_memory import NodeMemory
-from bushcraft.store.peer_server import PeerServer
+from bushcraft.store.nodes.node_memory import NodeMemory
+from bushcraft.store.nodes.peer_server import PeerServer
 from bushcraft.store.workspace import Store
 from bushcraft.train.ring import Nodes
 

@@ -16,7 +16,7 @@ from bushcraft.checkpoint.saver import Saver
 from bushcraft.checkpoint.saver_process import Written
 from bushcraft.parallel.ranks import Ranks
 from bushcraft.parallel.world import World
-from bushcraft.store.peers import TOKEN_VARIABLE
+from bushcraft.store.nodes.peers import TOKEN_VARIABLE
 
 LOOPBACK = "127.0.0.1"
 

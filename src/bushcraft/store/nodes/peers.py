@@ -19,9 +19,9 @@ from pathlib import Path
 import xxhash
 
 from bushcraft.errors import StoreError
-from bushcraft.store.peer_link import PeerLink, PeerStats
-from bushcraft.store.peer_wire import Buffer
-from bushcraft.store.rendezvous_hash import by_weight, pieces
+from bushcraft.store.nodes.peer_link import PeerLink, PeerStats
+from bushcraft.store.nodes.peer_wire import Buffer
+from bushcraft.store.nodes.rendezvous_hash import by_weight, pieces
 
 TOKEN_VARIABLE = "BUSHCRAFT_TOKEN"
 MOST_ASKED = 3

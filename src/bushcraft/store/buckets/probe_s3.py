@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import Any
 
-from bushcraft.store.capabilities import Finding
-from bushcraft.store.clients import BucketOptions, Place, credentials
+from bushcraft.store.buckets.capabilities import Finding
+from bushcraft.store.buckets.clients import BucketOptions, Place, credentials
 
 LOCK_SECONDS = 20
 """How long nobody can remove the locked probe of a bucket that locks."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bushcraft.errors import StoreError
-from bushcraft.store.copies import NEEDED_COPIES, too_few_copies
+from bushcraft.store.care.copies import NEEDED_COPIES, too_few_copies
 from bushcraft.store.depot import OBJECT_NAME, Depot
 from bushcraft.store.depots import Depots
 from bushcraft.store.links import Closure, Links, closure, register, roots_of

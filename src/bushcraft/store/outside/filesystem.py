@@ -13,8 +13,8 @@ from typing import Any
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from bushcraft.store.blocks import BlockCache, File
-from bushcraft.store.tree import Directory, Node, find, tree
+from bushcraft.store.outside.blocks import BlockCache, File
+from bushcraft.store.outside.tree import Directory, Node, find, tree
 from bushcraft.store.workspace import Store, default_store
 
 CACHE_BYTES = 128 * 1024 * 1024

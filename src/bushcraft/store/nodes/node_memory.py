@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from bushcraft.errors import StoreError, UnreachableError
 from bushcraft.store.depot import Depot
-from bushcraft.store.peers import Peers
+from bushcraft.store.nodes.peers import Peers
 
 
 class NodeMemory(Depot):

@@ -8,7 +8,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from bushcraft.store.resilience import Timing
+from bushcraft.store.buckets.resilience import Timing
 
 
 class Limiter:

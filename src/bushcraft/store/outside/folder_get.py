@@ -19,11 +19,11 @@ import xxhash
 from blake3 import blake3
 
 from bushcraft.errors import StoreError
-from bushcraft.store.blocks import BLOCK_BYTES, ObjectFile
 from bushcraft.store.depot import Depot
 from bushcraft.store.durable import fsync_directory, machine_errors
-from bushcraft.store.folder import Progress, no_progress
-from bushcraft.store.folder_manifest import FolderFile, FolderManifest, find_folder
+from bushcraft.store.outside.blocks import BLOCK_BYTES, ObjectFile
+from bushcraft.store.outside.folder import Progress, no_progress
+from bushcraft.store.outside.folder_manifest import FolderFile, FolderManifest, find_folder
 
 THREADS = 8
 """Blocks on their way at a time: a bucket answers late, but to many."""

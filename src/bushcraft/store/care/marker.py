@@ -18,7 +18,7 @@ def mend_marker(root: Path, settings: DepotSettings, depot: Depot) -> bool:
     """
     if isinstance(depot, LocalDepot):
         return _mend_directory(depot)
-    from bushcraft.store.bucket import BucketDepot
+    from bushcraft.store.buckets.bucket import BucketDepot
 
     try:
         BucketDepot.open(settings.name, settings.url, root / "incoming", settings.options)

@@ -15,12 +15,12 @@ from itertools import islice
 from pathlib import Path
 
 from bushcraft.errors import CorruptObjectError, MissingObjectError, StoreError, UnreachableError
+from bushcraft.store.care.marker import mend_marker
+from bushcraft.store.care.sample import PREFIXES
 from bushcraft.store.depot import Depot
 from bushcraft.store.depots import Depots
 from bushcraft.store.durable import write_atomically
-from bushcraft.store.marker import mend_marker
 from bushcraft.store.mend import mend
-from bushcraft.store.sample import PREFIXES
 
 AT_ONCE = 64
 """Objects that are verified at once, between two looks at the budget."""

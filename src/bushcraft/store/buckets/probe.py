@@ -12,12 +12,12 @@ from dataclasses import replace
 from statistics import median
 
 from bushcraft.errors import UnreachableError
-from bushcraft.store.bucket import BucketDepot
-from bushcraft.store.capabilities import Finding, ProbeReport
-from bushcraft.store.clients import PART_BYTES
-from bushcraft.store.endpoint import Endpoint
-from bushcraft.store.failures import Failed, Kind
-from bushcraft.store.probe_s3 import NOT_S3, probe_s3
+from bushcraft.store.buckets.bucket import BucketDepot
+from bushcraft.store.buckets.capabilities import Finding, ProbeReport
+from bushcraft.store.buckets.clients import PART_BYTES
+from bushcraft.store.buckets.endpoint import Endpoint
+from bushcraft.store.buckets.failures import Failed, Kind
+from bushcraft.store.buckets.probe_s3 import NOT_S3, probe_s3
 
 SMALL_BYTES = 4096
 SMALL_REQUESTS = 5

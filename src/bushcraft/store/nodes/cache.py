@@ -24,9 +24,9 @@ from typing import BinaryIO
 
 import xxhash
 
-from bushcraft.store.cache_usage import N_DIRECTORIES, Usage
 from bushcraft.store.incoming import remove_abandoned
-from bushcraft.store.rendezvous_hash import BLOCK, pieces
+from bushcraft.store.nodes.cache_usage import N_DIRECTORIES, Usage
+from bushcraft.store.nodes.rendezvous_hash import BLOCK, pieces
 
 _DIGEST = 16
 _MOST_REMEMBERED = 65536

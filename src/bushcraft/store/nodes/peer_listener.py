@@ -7,7 +7,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator
 
-from bushcraft.store.peer_wire import Wire, message
+from bushcraft.store.nodes.peer_wire import Wire, message
 
 MOST_CONNECTIONS = 512
 HANDSHAKE_SECONDS = 10.0

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bushcraft.errors import StoreError
+from bushcraft.store.care.sample import PREFIXES
 from bushcraft.store.depot import Depot
 from bushcraft.store.depots import Depots
 from bushcraft.store.lag import LagSummary, Late
-from bushcraft.store.sample import PREFIXES
 
 _SLICE = 1.0
 """Seconds between two looks at the progress."""

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Protocol
 
 from bushcraft.errors import CorruptObjectError, MissingObjectError, StoreError, UnreachableError
-from bushcraft.store.cache import Cache
-from bushcraft.store.peer_listener import PeerListener
-from bushcraft.store.peer_wire import Head, Wire, address_of, message
-from bushcraft.store.rendezvous_hash import BLOCK
-from bushcraft.store.single_flight import SingleFlight
+from bushcraft.store.nodes.cache import Cache
+from bushcraft.store.nodes.peer_listener import PeerListener
+from bushcraft.store.nodes.peer_wire import Head, Wire, address_of, message
+from bushcraft.store.nodes.rendezvous_hash import BLOCK
+from bushcraft.store.nodes.single_flight import SingleFlight
 
 MOST_ORIGIN_READS = 16
 """At once: what the depots are asked for lies in memory until it is sent."""

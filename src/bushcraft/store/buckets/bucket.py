@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from bushcraft.errors import StoreError
-from bushcraft.store.capabilities import Capabilities
-from bushcraft.store.clients import PART_BYTES
+from bushcraft.store.buckets.capabilities import Capabilities
+from bushcraft.store.buckets.clients import PART_BYTES
+from bushcraft.store.buckets.endpoint import make_endpoint
+from bushcraft.store.buckets.failures import Failed, Kind
 from bushcraft.store.depot import REF_VALUE, VERSION, Depot, object_name, object_path, ref_path
 from bushcraft.store.durable import machine_errors, make_directory
-from bushcraft.store.endpoint import make_endpoint
-from bushcraft.store.failures import Failed, Kind
 from bushcraft.store.incoming import IncomingFile, remove_abandoned
 
 ORDERED = ("s3", "gs", "az")

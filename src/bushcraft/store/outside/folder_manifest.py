@@ -15,8 +15,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from bushcraft.errors import StoreError
-from bushcraft.store.blocks import BLOCK_BYTES
 from bushcraft.store.depot import OBJECT_NAME, Depot
+from bushcraft.store.outside.blocks import BLOCK_BYTES
 
 VERSION = 1
 _BEGINNING = b'{"format":"bushcraft-folder"'

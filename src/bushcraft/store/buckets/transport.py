@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from obstore.exceptions import BaseError
 
 from bushcraft.errors import StoreError
-from bushcraft.store.clients import BucketClient
-from bushcraft.store.failures import failure
+from bushcraft.store.buckets.clients import BucketClient
+from bushcraft.store.buckets.failures import failure
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bushcraft.store.peer_wire import Head, Wire, WireError, address_of, message
+from bushcraft.store.nodes.peer_wire import Head, Wire, WireError, address_of, message
 
 CONNECT_SECONDS = 2.0
 MOST_IDLE_CONNECTIONS = 8

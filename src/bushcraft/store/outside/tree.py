@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import bushcraft
-from bushcraft.store.blocks import BytesFile, File, ObjectFile
 from bushcraft.store.depot import OBJECT_NAME, Depot
-from bushcraft.store.folder_manifest import FolderManifest, read_folder
+from bushcraft.store.outside.blocks import BytesFile, File, ObjectFile
+from bushcraft.store.outside.folder_manifest import FolderManifest, read_folder
 
 FRESH_SECONDS = 5.0
 """So long a list of references, or what the newest value of one is, is not asked for again: a bucket answers late."""

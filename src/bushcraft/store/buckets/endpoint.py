@@ -14,12 +14,20 @@ from blake3 import blake3
 from obstore.store import MemoryStore
 
 from bushcraft.errors import UnreachableError
-from bushcraft.store.clients import PART_BYTES, PARTS_AT_ONCE, SLOWEST, BucketClient, BucketOptions, Place, make_client
-from bushcraft.store.failures import Failed, Kind
-from bushcraft.store.hedge import HedgeBudget, Latencies, hedged
-from bushcraft.store.limiter import Limiter
-from bushcraft.store.resilience import Circuit, RetryPolicy, Timing
-from bushcraft.store.transport import Transport
+from bushcraft.store.buckets.clients import (
+    PART_BYTES,
+    PARTS_AT_ONCE,
+    SLOWEST,
+    BucketClient,
+    BucketOptions,
+    Place,
+    make_client,
+)
+from bushcraft.store.buckets.failures import Failed, Kind
+from bushcraft.store.buckets.hedge import HedgeBudget, Latencies, hedged
+from bushcraft.store.buckets.limiter import Limiter
+from bushcraft.store.buckets.resilience import Circuit, RetryPolicy, Timing
+from bushcraft.store.buckets.transport import Transport
 
 T = TypeVar("T")
 

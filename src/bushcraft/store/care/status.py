@@ -12,10 +12,10 @@ from pathlib import Path
 
 from bushcraft.errors import BushcraftError
 from bushcraft.store.background import REPAIRS
+from bushcraft.store.care.sample import Estimate, estimate
 from bushcraft.store.depot import Depot
 from bushcraft.store.depots import Depots
 from bushcraft.store.lag import LagSummary
-from bushcraft.store.sample import Estimate, estimate
 
 PATIENCE = 1.5
 """Seconds."""

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bushcraft.errors import BushcraftError, StoreError
-from bushcraft.store.blocks import BlockCache, File
-from bushcraft.store.tree import Directory, Node, Remembered, find
+from bushcraft.store.outside.blocks import BlockCache, File
+from bushcraft.store.outside.tree import Directory, Node, Remembered, find
 
 T = TypeVar("T")
 CACHE_BYTES = 256 * 1024 * 1024

@@ -14,10 +14,10 @@ import xxhash
 from blake3 import blake3
 
 from bushcraft.errors import StoreError
-from bushcraft.store.blocks import BLOCK_BYTES
 from bushcraft.store.depot import Depot, ref_path
 from bushcraft.store.durable import machine_errors
-from bushcraft.store.folder_manifest import FolderFile, FolderManifest, read_folder, write_folder
+from bushcraft.store.outside.blocks import BLOCK_BYTES
+from bushcraft.store.outside.folder_manifest import FolderFile, FolderManifest, read_folder, write_folder
 
 Progress = Callable[[int, int], None]
 """Bytes done, bytes in all."""

@@ -1,0 +1,1 @@
+"""Depots in buckets: what an endpoint can do, and how its failures are borne."""

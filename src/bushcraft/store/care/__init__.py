@@ -1,0 +1,1 @@
+"""Looking after a store: status, scrub, drill, replication, clean-up."""

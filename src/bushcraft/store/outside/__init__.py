@@ -1,0 +1,1 @@
+"""A store for others to read: folders, a mount, fsspec."""
