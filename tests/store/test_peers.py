@@ -5,6 +5,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -35,7 +36,9 @@ from bushcraft.store.nodes.peers import Peers, client_tls
 from bushcraft.store.nodes.rendezvous_hash import BLOCK, by_weight, pieces
 
 TOKEN = "the run's tökén"
-DATA = np.random.default_rng(0).integers(0, 256, 8 * BLOCK + 1234, dtype=np.uint8).tobytes()
+N_BLOCKS = 20
+"""So many that each of two addresses owns one, whatever their ports are: else once in a million times."""
+DATA = np.random.default_rng(0).integers(0, 256, N_BLOCKS * BLOCK + 1234, dtype=np.uint8).tobytes()
 NAME = object_name(DATA)
 
 
@@ -81,11 +84,16 @@ class Node:
         return int(self.pipe.recv().origin_bytes)
 
 
-@pytest.fixture
-def depot_root(tmp_path: Path) -> Path:
-    depot = LocalDepot.create(tmp_path / "depot")
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    depot = LocalDepot.create(tmp_path_factory.mktemp("original") / "depot")
     assert depot.put_bytes(DATA) == NAME
-    return tmp_path / "depot"
+    return depot.root
+
+
+@pytest.fixture
+def depot_root(original: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(original, tmp_path / "depot")
 
 
 @pytest.fixture
@@ -130,7 +138,7 @@ def peers_of(*addresses: str, **options: Any) -> Peers:
 
 
 def a_piece_owned_by(address: str, addresses: list[str]) -> tuple[int, int]:
-    return next(p for p in pieces(0, 8 * BLOCK) if by_weight(addresses, NAME, p[0])[0] == address)
+    return next(p for p in pieces(0, N_BLOCKS * BLOCK) if by_weight(addresses, NAME, p[0])[0] == address)
 
 
 # Rendezvous hashing
