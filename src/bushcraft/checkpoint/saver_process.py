@@ -108,7 +108,12 @@ Answer = Written | Published | Serving
 
 
 def main() -> None:
-    """Serve one trainer until it closes the connection or dies."""
+    """Serve one trainer until it closes the connection or dies; then the process ends."""
+    _serve()
+    os._exit(0)  # all is durable, and threads of obstore can abort an interpreter that is taken down
+
+
+def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which saves before it ends
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(NICENESS)

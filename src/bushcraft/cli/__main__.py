@@ -1,5 +1,5 @@
 """`python -m bushcraft.cli`, where the command is not on the path."""
 
-from bushcraft.cli import main
+from bushcraft.cli import command
 
-main()
+command()

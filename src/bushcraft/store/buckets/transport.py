@@ -22,6 +22,8 @@ from bushcraft.store.buckets.failures import failure
 
 T = TypeVar("T")
 
+END_SECONDS = 2.0
+"""For the requests of a depot that is given up to be cancelled."""
 _first_user: int | None = None
 """The process that started obstore's threads; like them, one for all depots."""
 
@@ -77,9 +79,11 @@ class Transport:
         with self._lock:
             if self._loop is None:
                 self._loop = loop = asyncio.new_event_loop()
-                threading.Thread(target=_run, args=(loop,), name="bucket", daemon=True).start()
-                # The thread goes with its depot, in a process that opens many.
-                weakref.finalize(self, loop.call_soon_threadsafe, loop.stop).atexit = False
+                thread = threading.Thread(target=_run, args=(loop,), name="bucket", daemon=True)
+                thread.start()
+                # The thread goes with its depot, in a process that opens many; and before the interpreter: threads of
+                # obstore that call into one that ends abort the process.
+                weakref.finalize(self, _end, loop, thread, os.getpid())
             return self._loop
 
 
@@ -87,4 +91,15 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
     finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
         loop.close()
+
+
+def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread, process: int) -> None:
+    if process != os.getpid() or loop.is_closed():  # a fork has not the thread
+        return
+    loop.call_soon_threadsafe(loop.stop)
+    if thread is not threading.current_thread():
+        thread.join(END_SECONDS)
