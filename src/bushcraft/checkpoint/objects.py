@@ -48,17 +48,13 @@ class WrittenFile:
     """Why it is not durable."""
 
 
-Known = Mapping[tuple[str, tuple[int, ...], tuple[int, ...]], dict[str, Chunk]]
-"""(tensor, offset, shape) → by its xxh3-128, where a checkpoint has it."""
+Known = Mapping[tuple[str, tuple[int, ...], tuple[int, ...]], Chunk]
+"""(tensor, offset, shape) → where a checkpoint has it."""
 
 
 def known_chunks(entries: Mapping[str, TensorEntry]) -> Known:
-    """What need not be written again."""
-    return {
-        (name, chunk.offset, chunk.shape): {chunk.xxh3_128: chunk}
-        for name, entry in entries.items()
-        for chunk in entry.chunks
-    }
+    """What need not be written again where it has not changed."""
+    return {(name, chunk.offset, chunk.shape): chunk for name, entry in entries.items() for chunk in entry.chunks}
 
 
 def write_files(depot: Depot, paths: list[Path], pieces: Iterable[Piece], known: Known) -> list[WrittenFile]:
@@ -100,7 +96,7 @@ def _stored(depot: Depot, data: memoryview, pieces: list[Piece], known: Known) -
 def _chunks_of(data: memoryview, pieces: list[Piece], known: Known) -> Iterator[NewChunk]:
     end = 0
     for piece in pieces:
-        before = known.get((piece.name, piece.offset, piece.shape), {})
+        before = known.get((piece.name, piece.offset, piece.shape))
         gap = data[end : piece.begin]
         yield NewChunk(piece.name, piece.offset, piece.shape, data[piece.begin : piece.end], before, gap)
         end = piece.end

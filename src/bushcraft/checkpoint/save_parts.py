@@ -114,8 +114,7 @@ def _write_object(depot: Depot, pieces: Sequence[_Piece]) -> list[tuple[str, Chu
 
 
 def _chunk(piece: _Piece) -> NewChunk:
-    before = {piece.before.xxh3_128: piece.before} if piece.before else {}
-    return NewChunk(piece.name, piece.box.offset, piece.box.shape, _bytes_of(piece.tensor), before)
+    return NewChunk(piece.name, piece.box.offset, piece.box.shape, _bytes_of(piece.tensor), piece.before)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

@@ -22,8 +22,8 @@ class NewChunk(NamedTuple):
     offset: tuple[int, ...]
     shape: tuple[int, ...]
     data: memoryview
-    before: dict[str, Chunk]
-    """xxh3-128 → the same box in the checkpoint before; empty if there is none."""
+    before: Chunk | None
+    """The same box in the checkpoint before."""
     gap: bytes | memoryview = b""
     """What lies in front of it where the object is the image of a file; left out once a chunk was."""
 
@@ -46,16 +46,15 @@ def write_object(depot: Depot, chunks: Iterable[NewChunk]) -> WrittenObject:
     with depot.new_file() as new:
         for chunk in chunks:
             checksum = xxhash.xxh3_128_hexdigest(chunk.data)
-            placed = chunk.before.get(checksum)
-            if placed is None:
+            if chunk.before is not None and chunk.before.xxh3_128 == checksum:
+                placed, is_whole = chunk.before, False
+            else:
                 with machine_errors("write", new.path):
                     if is_whole and chunk.gap:
                         new.write(chunk.gap)
                     begin = new.size
                     new.write(chunk.data)
                 placed = Chunk(chunk.offset, chunk.shape, _THIS_OBJECT, begin, new.size, checksum)
-            else:
-                is_whole = False
             found.append((chunk.name, placed))
         name = depot.put_file(new) if new.size else _THIS_OBJECT
     named = [(tensor, replace(c, object=name) if c.object == _THIS_OBJECT else c) for tensor, c in found]

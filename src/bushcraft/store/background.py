@@ -31,6 +31,7 @@ class Background:
 
     def mend(self, name: str, failures: Sequence[tuple[Depot, StoreError]]) -> None:
         """A good copy was found elsewhere: mend those that were bad or missing."""
+        self._start_after_fork()
         for depot, error in failures:
             if isinstance(error, CorruptObjectError | MissingObjectError):
                 with self._lock:
@@ -93,12 +94,16 @@ class Background:
             raise failure
 
     def _begin(self) -> None:
-        if self._pid != os.getpid():  # a fork has not its parent's threads, nor its lock's state
-            self._pid, self._thread, self._lock = os.getpid(), None, threading.Lock()
+        self._start_after_fork()
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="depots", daemon=True)
                 self._thread.start()
+
+    def _start_after_fork(self) -> None:
+        """A fork has not its parent's threads, and its lock may be held by one of them for ever."""
+        if self._pid != os.getpid():
+            self._pid, self._thread, self._lock = os.getpid(), None, threading.Lock()
 
     def _work(self) -> None:
         while True:
